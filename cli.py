@@ -1,0 +1,5 @@
+"""Run the command line from a checkout: python cli.py --help"""
+
+from llmrank.cli import main
+
+main()

@@ -1,0 +1,79 @@
+"""The library: rerankers, retrievers, expansion, generation, estimates, and whole runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+from llmrank.api.estimate import Estimate, estimate
+from llmrank.api.expansion import expand, expand_run
+from llmrank.api.generation import (
+    Example,
+    Recipe,
+    demonstrations,
+    draw,
+    funnel,
+    generate,
+    generate_folder,
+)
+from llmrank.api.reranker import Passage, Reranker, default_method
+from llmrank.api.retriever import Retriever
+from llmrank.api.runs import Inputs, RunInput, demand, rerank_run
+from llmrank.api.session import Session, Settings
+from llmrank.backends.wrappers import Caps
+from llmrank.types import Query, Ranking
+
+__all__ = [
+    "Caps",
+    "Estimate",
+    "Example",
+    "Inputs",
+    "Recipe",
+    "Reranker",
+    "Retriever",
+    "RunInput",
+    "Session",
+    "Settings",
+    "arerank",
+    "default_method",
+    "demand",
+    "demonstrations",
+    "draw",
+    "estimate",
+    "expand",
+    "expand_run",
+    "funnel",
+    "generate",
+    "generate_folder",
+    "rerank",
+    "rerank_run",
+]
+
+
+@lru_cache(maxsize=8)
+def _shared(model: str | None, method: str | None, base_url: str | None) -> Reranker:
+    return Reranker(model, method=method, base_url=base_url)
+
+
+def rerank(
+    query: str | Query,
+    passages: Iterable[Passage],
+    model: str | None = None,
+    *,
+    method: str | None = None,
+    base_url: str | None = None,
+) -> Ranking:
+    """Rank passages in one line; the model stays loaded for the next call."""
+    return _shared(model, method, base_url).rank(query, passages)
+
+
+async def arerank(
+    query: str | Query,
+    passages: Iterable[Passage],
+    model: str | None = None,
+    *,
+    method: str | None = None,
+    base_url: str | None = None,
+) -> Ranking:
+    """`rerank` for asynchronous code."""
+    return await _shared(model, method, base_url).arank(query, passages)

@@ -1,0 +1,194 @@
+"""Reranking as a library: a query and some passages in, a ranking out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import cast
+
+from llmrank import rerank as methods
+from llmrank.api.session import Session, Settings
+from llmrank.backends.wrappers import Caps
+from llmrank.errors import InputError
+from llmrank.plan import Plan
+from llmrank.rerank import Method
+from llmrank.retrieve import score_passages
+from llmrank.store import Journal
+from llmrank.types import Candidate, Document, Hit, Ordering, Query, Ranking, Tally
+
+Passage = str | Mapping[str, object] | Document | Candidate
+"""A passage as users have them: a text, a mapping with `text` (and `id`, `title`, `score`), a
+`Document`, or a `Candidate` with its first-stage score."""
+
+LOCAL_METHOD = "likelihood(prior=0.5)"
+SERVER_METHOD = "sliding(window=20, stride=10)"
+
+
+def default_method(model: str) -> Method:
+    """The method for a model whose identity is given, when the user names none.
+
+    A model small enough to run in this process ranks by likelihood and not by instruction.
+    """
+    return methods.parse(LOCAL_METHOD if model.startswith("local:") else SERVER_METHOD)
+
+
+class Reranker:
+    """Reorders passages by relevance to a query with a language model.
+
+    `model` is a name such as `openai:gpt-4.1-mini`, by default the server at `base_url` if there is
+    one, else a small local model. `method` is a spec such as `sliding(window=20, stride=10)@100`.
+    With a `journal` file no request is ever paid for twice.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        method: str | Method | None = None,
+        base_url: str | None = None,
+        prompts: Mapping[str, str | Path] | None = None,
+        journal: str | Path | None = None,
+        in_flight: int = 32,
+        caps: Caps | None = None,
+    ) -> None:
+        settings = Settings(
+            model=model,
+            base_url=base_url,
+            prompts=prompts or {},
+            in_flight=in_flight,
+            caps=caps or Caps(),
+        )
+        self._session = Session(settings, Journal(Path(journal)) if journal else None)
+        chosen = method or default_method(self._session.model.identity)
+        self.method = methods.parse(chosen) if isinstance(chosen, str) else chosen
+        self._session.check(self.method.family.asks)
+
+    def rank(self, query: str | Query, passages: Iterable[Passage]) -> Ranking:
+        """The passages in order of relevance, with what the ranking cost."""
+        return self.rank_many([(query, passages)])[0]
+
+    def rank_many(self, requests: Iterable[tuple[str | Query, Iterable[Passage]]]) -> list[Ranking]:
+        """Several queries at once, each with its own passages; rankings in the same order."""
+        rankings = _Rankings(requests, self.method)
+        self._session.run_sync(rankings.plans(), rankings.finished)
+        return rankings.collect()
+
+    async def arank(self, query: str | Query, passages: Iterable[Passage]) -> Ranking:
+        """`rank` for asynchronous code."""
+        return (await self.arank_many([(query, passages)]))[0]
+
+    async def arank_many(
+        self, requests: Iterable[tuple[str | Query, Iterable[Passage]]]
+    ) -> list[Ranking]:
+        """`rank_many` for asynchronous code."""
+        rankings = _Rankings(requests, self.method)
+        await self._session.run(rankings.plans(), rankings.finished)
+        return rankings.collect()
+
+    def close(self) -> None:
+        """Close connections and the journal."""
+        self._session.close()
+
+    def __enter__(self) -> Reranker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Reranker({self._session.model.identity!r}, method={str(self.method)!r})"
+
+
+class _Rankings:
+    """Requests as plans, and the rankings they led to."""
+
+    def __init__(
+        self, requests: Iterable[tuple[str | Query, Iterable[Passage]]], method: Method
+    ) -> None:
+        self._method = method
+        self._jobs = [
+            _job(str(number), query, passages)
+            for number, (query, passages) in enumerate(requests, start=1)
+        ]
+        self._done: dict[int, Ranking] = {}
+
+    def plans(self) -> Iterable[tuple[int, Plan[Ordering]]]:
+        for i, (query, candidates) in enumerate(self._jobs):
+            yield i, self._method.plan(query, candidates)
+
+    def finished(self, key: int, ordering: Ordering, tally: Tally) -> None:
+        query, candidates = self._jobs[key]
+        self._done[key] = Ranking(query, hits(candidates, ordering), tally)
+
+    def collect(self) -> list[Ranking]:
+        return [self._done[i] for i in range(len(self._jobs))]
+
+
+def _job(
+    number: str, query: str | Query, passages: Iterable[Passage]
+) -> tuple[Query, Sequence[Candidate]]:
+    asked = Query(number, query) if isinstance(query, str) else query
+    if not asked.text.strip():
+        raise InputError(f"query {asked.id!r} has no text")
+    return asked, candidates_from(asked, passages)
+
+
+def candidates_from(query: Query, passages: Iterable[Passage]) -> list[Candidate]:
+    """Candidates in the order given, each with an id of its own.
+
+    A passage without an id gets its position, from 0. Where no passage brings a score, BM25 over
+    these passages stands in for the first stage's. Two passages may have equal texts, but an id
+    given twice is an `InputError`.
+    """
+    found = [_candidate(str(i), passage) for i, passage in enumerate(passages)]
+    seen: set[str] = set()
+    for candidate in found:
+        if candidate.document.id in seen:
+            raise InputError(f"two passages have the id {candidate.document.id!r}")
+        seen.add(candidate.document.id)
+    if found and not any(candidate.score for candidate in found):
+        scores = score_passages(query.text, [c.document.contents for c in found])
+        return [Candidate(c.document, s) for c, s in zip(found, scores, strict=True)]
+    return found
+
+
+def _candidate(position: str, passage: Passage) -> Candidate:
+    if isinstance(passage, Candidate):
+        return passage
+    if isinstance(passage, Document):
+        return Candidate(passage)
+    if isinstance(passage, str):
+        return Candidate(Document(position, passage))
+    if not isinstance(passage, Mapping) or not isinstance(passage.get("text"), str):
+        raise InputError(
+            f"passage {position} is {type(passage).__name__}",
+            remedy="give a str, a mapping with 'text', a Document or a Candidate",
+        )
+    fields = dict(passage)
+    given = fields.pop("id", fields.pop("_id", position))
+    text, title = cast("str", fields.pop("text")), str(fields.pop("title", "") or "")
+    score = fields.pop("score", 0.0)
+    if not isinstance(score, int | float):
+        raise InputError(f"the score of passage {position} is not a number: {score!r}")
+    return Candidate(Document(str(given), text, title, fields), float(score))
+
+
+def hits(candidates: Sequence[Candidate], ordering: Ordering) -> tuple[Hit, ...]:
+    """Hits in the order of an ordering; the score of the last is 1, of each one before 1 more."""
+    return tuple(
+        Hit(
+            candidates[i].document,
+            float(len(candidates) - place),
+            place + 1,
+            ordering.scores[i],
+            i + 1,
+            candidates[i].score,
+        )
+        for place, i in enumerate(ordering.order)
+    )

@@ -1,0 +1,249 @@
+"""Reranking a run file into a run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import sys
+import time
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+from llmrank import trec
+from llmrank.api.session import Session
+from llmrank.errors import InputError, StoppedAtCap, TooManyFailures
+from llmrank.plan import Plan
+from llmrank.rerank import Method
+from llmrank.store import RunFolder
+from llmrank.types import Candidate, Document, Ordering, Query, Tally
+
+Progress = Callable[[int, Tally], None]
+"""Called when a query ends: how many have ended, and what they cost together."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunInput:
+    """A first-stage run with the queries and texts it names; `limit` takes its first queries."""
+
+    run: str | Path
+    corpus: str | Path
+    queries: str | Path
+    limit: int | None = None
+
+
+@dataclass(slots=True)
+class Inputs:
+    """Texts and queries that a run names, down to the depth at which texts are needed.
+
+    The run itself is read again query by query and never kept.
+    """
+
+    source: RunInput
+    depth: int
+    run: str | Path = ""
+    texts: dict[str, Document] = field(default_factory=dict)
+    queries: dict[str, Query] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.run = self.run or self.source.run
+        named: list[str] = []
+        wanted: set[str] = set()
+        for query_id, hits in self.groups():
+            named.append(query_id)
+            wanted.update(doc for doc, _ in hits[: self.depth])
+        self.queries = _queries(self.source.queries, named)
+        self.texts = trec.read_texts(self.source.corpus, wanted)
+        missing = sorted(wanted - self.texts.keys())
+        if missing:
+            raise InputError(
+                f"{len(missing)} of {len(wanted)} documents that the run names have no text, "
+                f"among them {', '.join(missing[:5])}",
+                path=self.source.corpus,
+                remedy="is it the collection that the run was made from?",
+            )
+
+    @property
+    def empty(self) -> int:
+        """How many of the texts are empty."""
+        return sum(not document.contents.strip() for document in self.texts.values())
+
+    def groups(self) -> Iterator[tuple[str, trec.Hits]]:
+        """Query id and hits, best first, in the order of the run."""
+        for number, group in enumerate(trec.read_run(self.run), start=1):
+            if self.source.limit is not None and number > self.source.limit:
+                return
+            yield group
+
+    def candidates(self, hits: trec.Hits) -> list[Candidate]:
+        """Hits as candidates; those below the depth have no text, as none is needed."""
+        return [Candidate(self.texts.get(i) or Document(i, ""), score) for i, score in hits]
+
+    def plans(self, method: Method) -> Iterator[tuple[str, Plan[Ordering]]]:
+        """One plan a query, made when the engine asks for it."""
+        for query_id, hits in self.groups():
+            yield query_id, method.plan(self.queries[query_id], self.candidates(hits))
+
+
+def _queries(source: str | Path, named: list[str]) -> dict[str, Query]:
+    wanted = set(named)
+    found = {query.id: query for query in trec.read_queries(source) if query.id in wanted}
+    for query_id in named:
+        if query_id not in found:
+            raise InputError(f"the run's query {query_id!r} is not among the queries", path=source)
+        if not found[query_id].text.strip():
+            raise InputError(f"query {query_id!r} has no text", path=source)
+    return found
+
+
+class Result:
+    """Orders and scores of finished queries, kept as compact arrays."""
+
+    def __init__(self) -> None:
+        self.tally = Tally()
+        self._orders: dict[str, array[int]] = {}
+        self._scores: dict[str, tuple[float | None, ...]] = {}
+
+    def add(self, query_id: str, ordering: Ordering, tally: Tally) -> None:
+        """Keep one query's result; scores only down to the last one that was given."""
+        judged = [i for i, score in enumerate(ordering.scores) if score is not None]
+        self._scores[query_id] = ordering.scores[: judged[-1] + 1] if judged else ()
+        self._orders[query_id] = array("I", ordering.order)
+        self.tally += tally
+
+    def __len__(self) -> int:
+        return len(self._orders)
+
+    def write(self, folder: RunFolder, inputs: Inputs, tag: str) -> None:
+        """Write `run.trec` and `scores.jsonl`, queries in the order of the first-stage run."""
+        trec.write_run(folder.run, self._ranked(inputs), tag=tag)
+        trec.write_jsonl(folder.scores, self._records(inputs))
+
+    def _ranked(self, inputs: Inputs) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+        for query_id, hits in inputs.groups():
+            order = self._orders[query_id]
+            yield query_id, [(hits[i][0], float(len(order) - n)) for n, i in enumerate(order)]
+
+    def _records(self, inputs: Inputs) -> Iterator[dict[str, object]]:
+        for query_id, hits in inputs.groups():
+            for i, score in enumerate(self._scores[query_id]):
+                if score is not None:
+                    doc_id, first_stage = hits[i]
+                    yield {
+                        "query": query_id,
+                        "document": doc_id,
+                        "score": score,
+                        "first_stage_rank": i + 1,
+                        "first_stage_score": first_stage,
+                    }
+
+
+def rerank_run(
+    session: Session,
+    method: Method,
+    inputs: Inputs,
+    folder: RunFolder,
+    *,
+    progress: Progress | None = None,
+) -> Tally:
+    """Rerank a run into a folder: `manifest.json`, `run.trec`, `scores.jsonl`, `summary.json`.
+
+    Answers that the folder's journal has are not asked for again, so the same call after a crash
+    goes on where it stopped.
+    """
+    session.check(method.family.asks)
+    started = time.time()
+    result = Result()
+
+    def finished(query_id: str, ordering: Ordering, tally: Tally) -> None:
+        result.add(query_id, ordering, tally)
+        if progress is not None:
+            progress(len(result), result.tally)
+
+    folder.forget()
+    folder.write("manifest.json", manifest(session, {"method": str(method)}, inputs.source))
+    session.run_sync(inputs.plans(method), finished)
+    folder.write("manifest.json", manifest(session, {"method": str(method)}, inputs.source))
+    result.write(folder, inputs, tag=str(method).replace(" ", ""))
+    folder.write("summary.json", summary(session, result.tally, len(result), started, inputs.empty))
+    return result.tally
+
+
+def demand(tally: Tally, max_failures: float) -> None:
+    """Raise where a run must not pass for a good one; its results are kept all the same.
+
+    `TooManyFailures` when more than the share `max_failures` of the asks gave nothing usable,
+    `StoppedAtCap` when a cap kept asks from being sent.
+    """
+    if tally.asks and tally.failures > max_failures * tally.asks:
+        found = ", ".join(f"{count} {status}" for status, count in tally.outcomes.items())
+        raise TooManyFailures(
+            f"{tally.failures} of {tally.asks} answers gave nothing usable ({found}); "
+            f"the limit is {max_failures:.0%} (--max-failures)"
+        )
+    if tally.unasked:
+        raise StoppedAtCap(
+            f"stopped at a cap with {tally.unasked} asks unsent; the order so far is written, and "
+            "the same command with a higher cap goes on from there"
+        )
+
+
+def manifest(session: Session, asked: Mapping[str, object], source: RunInput) -> dict[str, object]:
+    """What a run depends on: model, prompts, data by content, versions."""
+    files = {"run": source.run, "corpus": source.corpus, "queries": source.queries}
+    return {
+        **asked,
+        **session.describe(),
+        "passage_words": session.settings.passage_words,
+        "data": {name: fingerprint(path) for name, path in files.items()},
+        "limit": source.limit,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that answers may depend on."""
+    found = {"python": platform.python_version(), "platform": sys.platform}
+    for name in ("llmrank", "openai", "torch", "transformers", "bm25s", "sentence-transformers"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def fingerprint(source: str | Path) -> dict[str, str]:
+    """Name and SHA-256 of a file; only the name where there is no one file to read."""
+    path = Path(source)
+    told = {"name": str(source) if str(source) == "-" else path.name}
+    if path.is_file():
+        with path.open("rb") as stream:
+            told["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return told
+
+
+def summary(
+    session: Session, tally: Tally, queries: int, started: float, empty: int
+) -> dict[str, object]:
+    """What a run did: outcomes, calls, requests, tokens, time, money where prices are known."""
+    meter, caps = session.meter, session.settings.caps
+    return {
+        "queries": queries,
+        "outcomes": {str(status): count for status, count in tally.outcomes.items()},
+        "asks": tally.asks,
+        "reused": tally.reused,
+        "requests": meter.requests,
+        "failed_requests": meter.errors,
+        "rounds": tally.rounds,
+        "prompt_tokens": meter.usage.prompt_tokens,
+        "completion_tokens": meter.usage.completion_tokens,
+        "cached_tokens": meter.usage.cached_tokens,
+        "cost": caps.price(meter.usage) if caps.prompt_price or caps.completion_price else None,
+        "passages_cut": tally.cut,
+        "empty_documents": empty,
+        "model_seconds": round(meter.seconds, 3),
+        "seconds": round(time.time() - started, 3),
+        "complete": not tally.unasked,
+    }

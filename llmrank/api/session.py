@@ -1,0 +1,140 @@
+"""A session: one model with its wrappers, its prompts and its journal, and plans run on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from llmrank.backends import Model, connect, connect_encoder
+from llmrank.backends.wrappers import (
+    Cached,
+    Capped,
+    Caps,
+    Limited,
+    Meter,
+    Metered,
+    Retrying,
+    Routed,
+)
+from llmrank.engine import Engine, Finished, run_async, run_sync
+from llmrank.errors import CapabilityError
+from llmrank.plan import Ask, Embed, Grade, Likelihood, Order, Pick, Plan, Write
+from llmrank.prompts import PromptSet
+from llmrank.request import Backend, Want
+from llmrank.store import Journal
+
+K = TypeVar("K")
+T = TypeVar("T")
+
+NEEDS: Mapping[type[Ask[Any]], Want] = {
+    Order: "text",
+    Pick: "text",
+    Grade: "labels",
+    Likelihood: "likelihood",
+    Write: "text",
+    Embed: "vectors",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Which model answers, and how it is asked.
+
+    `model` and `encoder` are names such as `openai:gpt-4.1-mini`; None is the server at `base_url`
+    if there is one, else the small local model. `prompts` puts templates in the place of the
+    default ones: a kind of ask or write task, and the name or path of a template.
+    """
+
+    model: str | None = None
+    base_url: str | None = None
+    encoder: str | None = None
+    encoder_url: str | None = None
+    prompts: Mapping[str, str | Path] = field(default_factory=dict)
+    passage_words: int | None = None
+    in_flight: int = 32
+    caps: Caps = field(default_factory=Caps)
+
+
+class Session:
+    """A model ready to answer; close it, or use it as a context manager.
+
+    Answers are looked up in `journal` and stored there, when one is given.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        journal: Journal | None = None,
+        *,
+        model: Model | None = None,
+        embeds: bool = False,
+    ) -> None:
+        self.settings, self.journal = settings, journal
+        self.model = model or connect(settings.model, base_url=settings.base_url)
+        self.meter, self.encoder_meter = Meter(), Meter()
+        self.prompts = PromptSet(dict(settings.prompts), settings.passage_words)
+        self.encoder: Model | None = None
+        self.backend = self._wrapped(self.model, self.meter, settings.caps)
+        if embeds:
+            self.encoder = connect_encoder(settings.encoder, base_url=settings.encoder_url)
+            vectors = self._wrapped(self.encoder, self.encoder_meter, Caps())
+            asked = sorted(self.model.wants - {"vectors"})
+            self.backend = Routed({**dict.fromkeys(asked, self.backend), "vectors": vectors})
+
+    def _wrapped(self, model: Model, meter: Meter, caps: Caps) -> Backend:
+        backend: Backend = Metered(model, meter)
+        if model.batch == 1:
+            backend = Retrying(Limited(backend, self.settings.in_flight))
+        if caps != Caps():
+            backend = Capped(backend, caps, model.count)
+        return Cached(backend, self.journal) if self.journal is not None else backend
+
+    def check(self, *asks: type[Ask[Any]]) -> None:
+        """Raise `CapabilityError` unless the model can answer these kinds of ask."""
+        for ask in asks:
+            if NEEDS.get(ask) not in self.backend.wants:
+                can = ", ".join(sorted(self.backend.wants))
+                raise CapabilityError(
+                    f"{self.backend.identity} cannot answer {ask.__name__}; it gives: {can}"
+                )
+
+    async def run(self, plans: Iterable[tuple[K, Plan[T]]], finished: Finished[K, T]) -> None:
+        """Run plans; `finished` gets key, result and tally of each as it ends, in any order."""
+        engine = Engine(self.backend, self.prompts, in_flight=self.settings.in_flight)
+        await run_async(engine.run(plans, finished))
+
+    def run_sync(self, plans: Iterable[tuple[K, Plan[T]]], finished: Finished[K, T]) -> None:
+        """`run` for ordinary code."""
+        engine = Engine(self.backend, self.prompts, in_flight=self.settings.in_flight)
+        run_sync(engine.run(plans, finished))
+
+    def describe(self) -> dict[str, object]:
+        """What a manifest says of the model, as named and as the server reports it."""
+        described: dict[str, object] = {
+            "model": self.model.identity,
+            "reported": sorted(self.meter.models),
+            "prompts": {slot: t.sha256 for slot, t in sorted(self.prompts.used.items())},
+        }
+        if self.encoder is not None:
+            described["encoder"] = self.encoder.identity
+        return described
+
+    def close(self) -> None:
+        """Close connections and the journal."""
+        run_sync(self.backend.close())
+        if self.journal is not None:
+            self.journal.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,136 @@
+"""Backends decide who answers; a model is named `kind:name,option=value`.
+
+local                          the small default model in this process
+local:FOLDER,dtype=bfloat16    any causal model that transformers can load
+openai:gpt-4.1-mini            OpenAI, or with a base URL any compatible server
+vllm:Qwen/Qwen3-4B             a vLLM server, by default on this machine's port 8000
+oracle:qrels.tsv,noise=0.5     a judge that answers from relevance judgements
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from llmrank import spec, trec
+from llmrank.backends.oracle import Oracle
+from llmrank.errors import BackendError, SpecError
+from llmrank.request import Backend
+
+VLLM_URL = "http://127.0.0.1:8000/v1"
+BASE_URL = "LLMRANK_BASE_URL"
+
+
+class Model(Backend, Protocol):
+    """A backend that can also count the tokens of a text."""
+
+    def count(self, text: str) -> int:
+        """Tokens of a text."""
+        ...
+
+
+def _local(name: str, base_url: str | None, options: Mapping[str, str]) -> Model:
+    from llmrank.backends.local import LocalBackend
+
+    return _made("local", LocalBackend, name, options)
+
+
+def _openai(name: str, base_url: str | None, options: Mapping[str, str]) -> Model:
+    from llmrank.backends.openai import OpenAIBackend
+
+    return _made("openai", OpenAIBackend, _named(name, base_url), options, base_url=base_url)
+
+
+def _vllm(name: str, base_url: str | None, options: Mapping[str, str]) -> Model:
+    return _openai(name, base_url or VLLM_URL, options)
+
+
+def _oracle(name: str, base_url: str | None, options: Mapping[str, str]) -> Model:
+    if not name:
+        raise SpecError("an oracle needs judgements: oracle:qrels.tsv")
+    return _made("oracle", Oracle, trec.read_qrels(name), options)
+
+
+def _encoder(name: str, base_url: str | None, options: Mapping[str, str]) -> Model:
+    from llmrank.backends.encoder import SentenceEncoder
+
+    return _made("local", SentenceEncoder, name, options)
+
+
+Opener = Callable[[str, str | None, Mapping[str, str]], Model]
+
+MODELS: Mapping[str, Opener] = {
+    "local": _local,
+    "openai": _openai,
+    "vllm": _vllm,
+    "oracle": _oracle,
+}
+ENCODERS: Mapping[str, Opener] = {"local": _encoder, "openai": _openai, "vllm": _vllm}
+
+
+def connect(name: str | None = None, *, base_url: str | None = None) -> Model:
+    """The language model of a name such as `openai:gpt-4.1-mini`.
+
+    Without a name it is the only model of the server at `base_url` (or $LLMRANK_BASE_URL), and
+    without either the small local one.
+    """
+    return _connect(MODELS, name, base_url)
+
+
+def connect_encoder(name: str | None = None, *, base_url: str | None = None) -> Model:
+    """The embedding model of a name such as `local` or `openai:text-embedding-3-small`."""
+    return _connect(ENCODERS, name, base_url)
+
+
+def _connect(kinds: Mapping[str, Opener], name: str | None, base_url: str | None) -> Model:
+    base_url = base_url or os.environ.get(BASE_URL) or None
+    if not name:
+        name = "openai" if base_url else "local"
+    kind, _, rest = name.partition(":")
+    if kind not in kinds:
+        if not base_url:
+            known = ", ".join(f"{kind}:NAME" for kind in kinds)
+            raise SpecError(f"no kind of model named {kind!r}; write one of: {known}")
+        kind, rest = "openai", name
+    model, *parts = rest.split(",")
+    options = dict(_option(name, part) for part in parts)
+    return kinds[kind](model.strip(), base_url, options)
+
+
+def _option(name: str, part: str) -> tuple[str, str]:
+    key, equals, value = (piece.strip() for piece in part.partition("="))
+    if not equals:
+        raise SpecError(f"cannot read {part!r} in the model {name!r}; write option=value")
+    return key, value
+
+
+def _made(
+    kind: str,
+    build: Callable[..., Model],
+    first: object,
+    options: Mapping[str, str],
+    **fixed: object,
+) -> Model:
+    keywords = spec.bind(kind, build, options)
+    return build(first, **{**keywords, **fixed})
+
+
+def _named(name: str, base_url: str | None) -> str:
+    """The name given, else that of the only model the server has."""
+    if name:
+        return name
+    if base_url is None:
+        raise SpecError("name the model: openai:NAME")
+    import openai
+
+    key = os.environ.get("OPENAI_API_KEY", "EMPTY")
+    with openai.OpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=10) as client:
+        try:
+            served = [model.id for model in client.models.list().data]
+        except openai.OpenAIError as error:
+            raise BackendError(f"no answer from {base_url}: {error}") from error
+    if len(served) != 1:
+        names = ", ".join(served) or "none"
+        raise SpecError(f"name the model, {base_url} has several or none: {names}")
+    return served[0]

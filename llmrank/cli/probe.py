@@ -1,0 +1,20 @@
+"""`llmrank probe`: what a model or server can do, tried out."""
+
+from __future__ import annotations
+
+from llmrank.cli import options as o
+from llmrank.cli import screen
+
+
+def probe(model: o.Model = None, base_url: o.BaseUrl = None, as_json: o.Json = False) -> None:
+    """Try what a model can do, and say what each family of methods will use.
+
+    Sends a handful of one-token requests.
+    """
+    from llmrank.api.probing import probe as try_out
+
+    found = try_out(model, base_url)
+    if as_json:
+        screen.show(found)
+        return
+    screen.table(["", ""], [[name, str(value)] for name, value in found.items()])

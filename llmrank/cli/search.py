@@ -1,0 +1,86 @@
+"""`llmrank search`: queries and a corpus in, a first-stage run out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmrank.cli import options as o
+from llmrank.cli import screen
+
+if TYPE_CHECKING:
+    from llmrank.api import Retriever
+
+FirstStage = Annotated[str, typer.Option(help="bm25, dense or hybrid (both, fused).")]
+Index = Annotated[
+    Path | None, typer.Option(help="Folder of the index: built there once, then opened from there.")
+]
+Analyzer = Annotated[str, typer.Option(help="BM25 analysis: english (as Lucene's) or plain.")]
+Fusion = Annotated[str, typer.Option(help="How hybrid fuses: rrf (k=60) or minmax.")]
+DenseWeight = Annotated[float, typer.Option(help="Weight of dense in minmax, from 0 to 1.")]
+K = Annotated[int, typer.Option("--k", "-k", help="Documents per query.")]
+RunFile = Annotated[str, typer.Option("--out", "-o", help="TREC run to write; - prints it.")]
+
+
+def search(
+    corpus: o.Corpus,
+    queries: o.Queries,
+    first_stage: FirstStage = "bm25",
+    index: Index = None,
+    k: K = 100,
+    limit: o.Limit = None,
+    encoder: o.Encoder = None,
+    encoder_url: o.EncoderUrl = None,
+    analyzer: Analyzer = "english",
+    fusion: Fusion = "rrf",
+    dense_weight: DenseWeight = 0.5,
+    out: RunFile = "-",
+) -> None:
+    """Search a corpus with BM25 (Lucene's formula, k1=.9, b=.4), dense vectors, or both.
+
+    Dense search is exact. Without --index the index is made in memory and thrown away.
+    """
+    from itertools import islice
+
+    from llmrank import trec
+
+    asked = list(islice(trec.read_queries(queries), limit))
+    retriever = open_retriever(
+        corpus, first_stage, index, encoder, encoder_url, analyzer, fusion, dense_weight
+    )
+    tag = first_stage if first_stage != "hybrid" else f"hybrid-{fusion}"
+    groups = (
+        (query.id, [(c.document.id, c.score) for c in found])
+        for query, found in zip(asked, retriever.search_many(asked, k), strict=True)
+    )
+    trec.write_run(out, groups, tag=tag)
+    if out != "-":
+        screen.note(f"{len(asked)} queries searched, run in {out}")
+
+
+def open_retriever(
+    corpus: str,
+    first_stage: str,
+    index: Path | None,
+    encoder: str | None,
+    encoder_url: str | None,
+    analyzer: str = "english",
+    fusion: str = "rrf",
+    dense_weight: float = 0.5,
+) -> Retriever:
+    """A retriever over a corpus, or over the index folder where that exists."""
+    from llmrank import trec
+    from llmrank.api import Retriever
+
+    return Retriever(
+        trec.read_corpus(corpus),
+        first_stage=first_stage,  # type: ignore[arg-type]  # checked by the retriever
+        index=index,
+        encoder=encoder,
+        encoder_url=encoder_url,
+        analyzer=analyzer,
+        fusion=fusion,  # type: ignore[arg-type]  # checked by the retriever
+        dense_weight=dense_weight,
+    )

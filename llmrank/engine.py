@@ -1,0 +1,224 @@
+"""The engine: drives plans against a backend. The only scheduler.
+
+Two drivers share one frontier of open asks. The concurrent one keeps many single requests in flight
+(servers); the lock-step one answers them in full batches (a model in this process). A plan gets the
+same answers from both, so it returns the same result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, Generic, Protocol, TypeVar
+
+from llmrank.plan import Answer, Ask, Drive, Plan, Ticket
+from llmrank.request import Backend, Reply, Request
+from llmrank.types import Status, Tally, Usage
+
+K = TypeVar("K")
+T = TypeVar("T")
+Finished = Callable[[K, T, Tally], None]
+
+
+class Prompts(Protocol):
+    """What turns asks into requests and replies into answers: see `llmrank.prompts.PromptSet`."""
+
+    def render(self, item: Ask[Any]) -> Request:
+        """The request for an ask."""
+        ...
+
+    def parse(self, request: Request, reply: Reply) -> Answer[Any]:
+        """The typed outcome of a reply."""
+        ...
+
+
+class _Running(Generic[K, T]):
+    """One plan under way, and what it has cost so far."""
+
+    def __init__(self, number: int, key: K, plan: Plan[T]) -> None:
+        self.number, self.key = number, key
+        self.drive = Drive(plan)
+        self._outcomes: Counter[Status] = Counter()
+        self._usage = Usage()
+        self._reused = self._cut = 0
+
+    def count(self, answer: Answer[Any]) -> None:
+        self._outcomes[answer.status] += 1
+        self._cut += answer.cut
+        self._reused += answer.reused
+        if not answer.reused:
+            self._usage += answer.usage
+
+    @property
+    def tally(self) -> Tally:
+        outcomes = {status: self._outcomes[status] for status in Status if self._outcomes[status]}
+        return Tally(outcomes, self.drive.rounds, self._reused, self._cut, self._usage)
+
+
+class _Frontier(Generic[K, T]):
+    """The open asks of all plans under way, earlier plans first.
+
+    Plans are taken in only as long as there are fewer than `enough` asks open, so memory depends
+    on the backend's appetite and not on the number of plans.
+    """
+
+    def __init__(
+        self, plans: Iterable[tuple[K, Plan[T]]], finished: Finished[K, T], enough: int
+    ) -> None:
+        self._source: Iterator[tuple[int, tuple[K, Plan[T]]]] = iter(enumerate(plans))
+        self._finished, self._enough = finished, enough
+        self._open: list[tuple[int, int, Ticket, _Running[K, T]]] = []
+        self._opened = 0
+        self._exhausted = False
+        self.waiting = 0
+
+    def take(self, most: int) -> list[tuple[Ticket, _Running[K, T]]]:
+        """Up to `most` open asks; they count as waiting until they are accepted."""
+        self._admit()
+        taken = [heapq.heappop(self._open)[2:] for _ in range(min(most, len(self._open)))]
+        self.waiting += len(taken)
+        return taken
+
+    def accept(self, ticket: Ticket, running: _Running[K, T], answer: Answer[Any]) -> None:
+        """Take the answer of an ask."""
+        self.waiting -= 1
+        running.count(answer)
+        self._add(running, running.drive.answer(ticket, answer))
+
+    def _admit(self) -> None:
+        while not self._exhausted and len(self._open) < self._enough:
+            found = next(self._source, None)
+            if found is None:
+                self._exhausted = True
+                return
+            number, (key, plan) = found
+            running = _Running(number, key, plan)
+            self._add(running, running.drive.start())
+
+    def _add(self, running: _Running[K, T], tickets: Sequence[Ticket]) -> None:
+        for ticket in tickets:
+            self._opened += 1
+            heapq.heappush(self._open, (running.number, self._opened, ticket, running))
+        if running.drive.done:
+            self._finished(running.key, running.drive.result, running.tally)
+
+
+class Engine:
+    """Runs plans against a backend, with the prompts that word their asks.
+
+    `in_flight` is how many requests the concurrent driver keeps under way.
+    """
+
+    def __init__(self, backend: Backend, prompts: Prompts, *, in_flight: int = 32) -> None:
+        self.backend, self.prompts, self.in_flight = backend, prompts, in_flight
+
+    async def run(self, plans: Iterable[tuple[K, Plan[T]]], finished: Finished[K, T]) -> None:
+        """Run keyed plans by the driver that suits the backend.
+
+        `finished` is called with key, result and tally as soon as a plan ends, in any order.
+        """
+        driver = self.run_lock_step if self.backend.batch > 1 else self.run_concurrently
+        await driver(plans, finished)
+
+    async def run_lock_step(
+        self, plans: Iterable[tuple[K, Plan[T]]], finished: Finished[K, T]
+    ) -> None:
+        """Answer open asks in full batches, one batch after another."""
+        size = max(self.backend.batch, self.in_flight)
+        frontier = _Frontier(plans, finished, enough=2 * size)
+        while taken := frontier.take(size):
+            answers = await self._answer([ticket.ask for ticket, _ in taken])
+            for (ticket, running), answer in zip(taken, answers, strict=True):
+                frontier.accept(ticket, running, answer)
+
+    async def run_concurrently(
+        self, plans: Iterable[tuple[K, Plan[T]]], finished: Finished[K, T]
+    ) -> None:
+        """Keep up to `in_flight` single asks under way until every plan has ended."""
+        frontier = _Frontier(plans, finished, enough=2 * self.in_flight)
+        opened = asyncio.Event()
+
+        async def work() -> None:
+            while (taken := frontier.take(1)) or frontier.waiting:
+                if not taken:
+                    opened.clear()
+                    await opened.wait()
+                    continue
+                ((ticket, running),) = taken
+                (answer,) = await self._answer([ticket.ask])
+                frontier.accept(ticket, running, answer)
+                # Idle workers look again: there may be new asks, or nothing left to wait for.
+                opened.set()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self.in_flight):
+                    group.create_task(work())
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    async def _answer(self, asks: Sequence[Ask[Any]]) -> list[Answer[Any]]:
+        requests = [self.prompts.render(ask) for ask in asks]
+        replies = await self.backend.answer(requests)
+        return [
+            self.prompts.parse(request, reply)
+            for request, reply in zip(requests, replies, strict=True)
+        ]
+
+
+class _Loop:
+    """One event loop in a thread of its own, where all of llmrank's asynchronous work runs.
+
+    Connections then outlive a call, ordinary code, notebooks and async servers share one way in,
+    and a model that computes in this process does not hold up the caller's own loop.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._process = 0
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start a coroutine on the loop."""
+        with self._lock:
+            if self._loop is None or self._process != os.getpid():
+                self._loop, self._process = asyncio.new_event_loop(), os.getpid()
+                threading.Thread(
+                    target=_run_forever, args=(self._loop,), name="llmrank", daemon=True
+                ).start()
+            loop = self._loop
+        return asyncio.run_coroutine_threadsafe(work, loop)
+
+
+def _run_forever(loop: asyncio.AbstractEventLoop) -> None:
+    while not loop.is_closed():
+        # `sys.exit` in a callback stops the loop; it goes on, so that the caller is told.
+        with suppress(SystemExit, KeyboardInterrupt):
+            loop.run_forever()
+
+
+_LOOP = _Loop()
+
+
+def run_sync(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end from ordinary code, also where an event loop is running already.
+
+    Interrupting the wait cancels the work.
+    """
+    future = _LOOP.submit(work)
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+async def run_async(work: Coroutine[Any, Any, T]) -> T:
+    """Await a coroutine that runs on llmrank's own loop; cancelling the wait cancels the work."""
+    return await asyncio.wrap_future(_LOOP.submit(work))

@@ -1,0 +1,204 @@
+"""Rendering asks into requests with the templates in use, and reading the replies to them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from llmrank.errors import SpecError
+from llmrank.plan import Answer, Ask, Embed, Grade, Likelihood, Order, Pick, Write
+from llmrank.prompts import replies
+from llmrank.prompts.template import Kind, Template, load
+from llmrank.request import Message, Params, Reply, Request, Want
+from llmrank.types import Document, Query
+
+KINDS: Mapping[type[Ask[Any]], Kind] = {
+    Order: "order",
+    Pick: "pick",
+    Grade: "grade",
+    Likelihood: "likelihood",
+    Write: "write",
+}
+WANTS: Mapping[Kind, Want] = {
+    "order": "text",
+    "pick": "text",
+    "grade": "labels",
+    "likelihood": "likelihood",
+    "write": "text",
+}
+DEFAULTS: Mapping[str, str] = {
+    "order": "listwise",
+    "grade": "yesno",
+    "likelihood": "likelihood",
+}
+AGAIN = (
+    "Your previous reply could not be used: {problem}. "
+    "Reply again in exactly the form asked for and add nothing else."
+)
+
+_CONTROL = re.compile(r"<(?=\|)|(?<=\|)>|<(?=/?(?:s|think|bos|eos|start_of_turn|end_of_turn)>)")
+_IDENTIFIER = re.compile(r"\[(\s*\d+\s*)\]")
+
+
+def clean(text: str) -> str:
+    """Text from outside on one line, its chat control tokens made harmless."""
+    return _CONTROL.sub(lambda match: f" {match.group()} ", " ".join(text.split()))
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A passage as a template sees it: its number (from 1) and its text."""
+
+    number: int
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Which template serves which ask: the defaults, and what the user put in their place.
+
+    `overrides` maps a kind of ask (`order`, `grade`, `likelihood`) or a write task to the name or
+    path of a template. `passage_words`, when given, holds for all templates.
+    """
+
+    overrides: Mapping[str, str | Path] = field(default_factory=dict)
+    passage_words: int | None = None
+    _loaded: dict[str, Template] = field(default_factory=dict, repr=False, compare=False)
+
+    def template(self, item: Ask[Any]) -> Template:
+        """The template for an ask."""
+        kind = KINDS[type(item)]
+        slot = item.task if isinstance(item, Write) else kind
+        return self.slot(slot, kind)
+
+    def slot(self, slot: str, kind: Kind) -> Template:
+        """The template in a slot: a kind of ask, or a write task."""
+        if slot not in self._loaded:
+            template = load(self.overrides.get(slot, DEFAULTS.get(slot, slot)))
+            if template.ask != kind:
+                raise SpecError(
+                    f"prompt {template.name!r} is for `{template.ask}`, `{slot}` needs `{kind}`"
+                )
+            self._loaded[slot] = template
+        return self._loaded[slot]
+
+    @property
+    def used(self) -> Mapping[str, Template]:
+        """The templates that were used so far, by slot."""
+        return dict(self._loaded)
+
+    def render(self, item: Ask[Any]) -> Request:
+        """The request for an ask."""
+        if isinstance(item, Embed):
+            return Request(ask=item, want="vectors", texts=item.texts, role=item.role)
+        template = self.template(item)
+        values, shown, cut = self._values(item, template)
+        texts = [compiled.render(values).strip("\n") for compiled in template.compiled]
+        sampling = template.params
+        params = Params(
+            max_tokens=sampling.max_tokens + sampling.max_tokens_per_document * shown,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            stop=sampling.stop,
+            seed=item.sample if sampling.temperature else None,
+        )
+        if item.problem:
+            texts[-1] += "\n\n" + AGAIN.format(problem=clean(item.problem))
+        chat = zip(template.messages, texts, strict=False)
+        return Request(
+            ask=item,
+            want=WANTS[template.ask],
+            messages=tuple(Message(turn.role, text) for turn, text in chat),
+            prompt="" if template.messages else texts[0],
+            target=template.compiled_target.render(values) if template.target else "",
+            labels=_forms(item, template),
+            params=params,
+            sample=item.sample,
+            cut=cut,
+        )
+
+    def _values(self, item: Ask[Any], template: Template) -> tuple[dict[str, Any], int, int]:
+        """Placeholder values, the number of documents shown, and how many were cut."""
+        if isinstance(item, Write):
+            given = {name: _clean_input(value) for name, value in item.inputs}
+            return given, 0, 0
+        asked = cast("Order | Pick | Grade | Likelihood", item)
+        docs: Sequence[Document] = asked.docs if isinstance(asked, Order | Pick) else (asked.doc,)
+        limit = self.passage_words or template.passage_words
+        shown = [_shorten(clean(doc.contents), limit) for doc in docs]
+        cut = sum(was_cut for _, was_cut in shown)
+        query: Query = asked.query
+        values: dict[str, Any] = {"query": clean(query.text)}
+        if isinstance(asked, Order | Pick):
+            # A bracketed number inside a passage would look like another passage's identifier.
+            values["passages"] = [
+                Passage(number, _IDENTIFIER.sub(r"(\1)", text))
+                for number, (text, _) in enumerate(shown, start=1)
+            ]
+        else:
+            values["passage"] = shown[0][0]
+        return values, len(docs), cut
+
+    def parse(self, request: Request, reply: Reply) -> Answer[Any]:
+        """The typed outcome of a reply."""
+        keep = "text"
+        if isinstance(request.ask, Write):
+            keep = self.template(request.ask).keep
+        return replies.read(request, reply, keep=keep)
+
+
+def _forms(item: Ask[Any], template: Template) -> dict[str, tuple[str, ...]]:
+    """Surface forms of every label of a grade ask: as written, in other cases, after a space."""
+    if not isinstance(item, Grade):
+        return {}
+    missing = [label for label in item.labels if label not in template.labels]
+    if missing:
+        raise SpecError(f"prompt {template.name!r} has no label {missing[0]!r}")
+    forms = {}
+    for label in item.labels:
+        written = dict.fromkeys(
+            variant
+            for form in template.labels[label]
+            for variant in (form, form.lower(), form.upper(), form.capitalize())
+        )
+        forms[label] = tuple(dict.fromkeys([*written, *(f" {form}" for form in written)]))
+    return forms
+
+
+def _shorten(text: str, words: int) -> tuple[str, bool]:
+    """The first `words` words, and whether anything was left out."""
+    parts = text.split(" ", words)
+    return (text, False) if len(parts) <= words else (" ".join(parts[:words]), True)
+
+
+def _clean_input(value: object) -> object:
+    if isinstance(value, str):
+        return clean(value)
+    return [tuple(clean(part) for part in row) for row in cast("Sequence[Sequence[str]]", value)]
+
+
+def example(name: str | Path, query: str, passages: Sequence[str]) -> Request:
+    """What a template sends for a query and passages; a write task gets them as its inputs."""
+    template = load(name)
+    asked = Query("1", query)
+    docs = tuple(Document(str(i), text) for i, text in enumerate(passages, start=1))
+    given: Mapping[str, str | tuple[tuple[str, ...], ...]] = {
+        "query": query,
+        "document": docs[0].text,
+        "examples": (),
+    }
+    asks: Mapping[Kind, Ask[Any]] = {
+        "order": Order(asked, docs),
+        "pick": Pick(asked, docs),
+        "grade": Grade(asked, docs[0], tuple(template.labels)),
+        "likelihood": Likelihood(asked, docs[0]),
+        "write": Write(template.name, tuple((key, given.get(key, "")) for key in template.inputs)),
+    }
+    slot = template.name if template.ask == "write" else template.ask
+    return PromptSet({slot: name}).render(asks[template.ask])

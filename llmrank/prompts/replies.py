@@ -1,0 +1,282 @@
+"""Reading replies: raw model output into typed outcomes. Model output is untrusted input."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from llmrank.plan import (
+    Answer,
+    Embed,
+    Grade,
+    Grades,
+    Likelihood,
+    LogProb,
+    Order,
+    Permutation,
+    Write,
+    Written,
+)
+from llmrank.request import Reply, Request
+from llmrank.types import Status
+
+LOW_MASS = 1e-3
+"""Below this share of probability on all labels together, the scores say nothing about them."""
+
+ROUNDING = 1e-2
+"""A log-probability may lie this far above 0 and still be one, rounded in half precision."""
+
+_THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
+_STRAY_END = re.compile(r"\A.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+# A query may well begin with "I can't" or "sorry": only declining to do a task is a refusal.
+_REFUSAL = re.compile(
+    r"""\A\W*(?:
+    as\ an\ ai\b
+    | (?:i(?:['’]?m|\ am)\ (?:very\ |so\ )?)?sorry\W*\Z
+    | (?:(?:(?:i(?:['’]?m|\ am)\ (?:very\ |so\ )?)?sorry|i\ apologi[sz]e|unfortunately)
+         [\s,.:;]*(?:but\s+)?)?
+      i(?:['’]m|\ am|\ ca|\ wo|\ will)?\s?(?:unable\ to|not\ able\ to|n['’]?t|nnot|not)\ (?:be\ able\ to\ )?
+      (?:help|assist|provide|compl[ye]|fulfil|write|generate|create|produce|answer|rank|order|sort
+         |judge|determine|discuss|engage|do\ (?:this|that|so)|process|respond|give|offer)
+    )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+_PLAIN = str.maketrans(
+    {"[": "[", "]": "]", "【": "[", "】": "]", ">": ">"} | dict.fromkeys('*`"“”\\')
+)
+_NAME = r"(?:(?:passage|document|doc)\s*+#?\s*+)?"
+_BRACKETED = rf"{_NAME}\[\s*+{_NAME}\d{{1,4}}\s*+\]"
+# A bracket may be missing: a prompt that ends in "[" is continued with "12] > [3]". What stands
+# here must not be part of a word, a decimal number or a percentage.
+_LOOSE = rf"(?<!\w)(?<!\d[.,]){_NAME}\[?\d{{1,4}}\]?(?![\w%]|[.,]\d)"
+_MORE = rf"(?:[ \t]*+[,;]?[ \t]*+{_BRACKETED})*"
+_CHAIN = re.compile(
+    rf"(?:{_BRACKETED}{_MORE}|{_LOOSE})(?:\s*+[>=]++\s*+(?:{_BRACKETED}|{_LOOSE}){_MORE})+",
+    re.IGNORECASE,
+)
+_LIST = re.compile(r"\[?\s*+\d{1,4}(?:\s*+,\s*+\d{1,4})+\s*+\]?")
+_ROW = re.compile(rf"{_BRACKETED}(?:[\s,;]*+(?:and\s++)?{_BRACKETED})*", re.IGNORECASE)
+_MARKER = re.compile(
+    r"(?:^[ \t]*+[-•+]|(?<![\w.\[])\(?\d{1,3}[.)])[ \t]*+(?=\[|passage|doc)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_NUMBERED = re.compile(
+    rf"^[ \t]*+(\d{{1,4}})[.)][ \t]*+({_BRACKETED})", re.IGNORECASE | re.MULTILINE
+)
+_DIGITS = re.compile(r"\d+")
+_QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’"}
+
+
+def read(request: Request, reply: Reply, *, keep: str = "text") -> Answer[Any]:
+    """The outcome of one reply, with the usage and the raw text kept as evidence."""
+    outcome = _failure(reply) or _value(request, reply, keep)
+    status, value, problem = outcome
+    return Answer(
+        status=status,
+        value=value,
+        problem=problem,
+        reply=reply.text,
+        usage=reply.usage,
+        key=reply.key,
+        model=reply.model,
+        reused=reply.reused,
+        cut=request.cut,
+    )
+
+
+Outcome = tuple[Status, Any, str]
+
+
+def _failure(reply: Reply) -> Outcome | None:
+    """What is wrong before the content is looked at, if anything."""
+    if reply.unasked:
+        return Status.UNASKED, None, reply.unasked
+    if reply.error:
+        return Status.FAILED, None, reply.error
+    if reply.finish in ("content_filter", "refusal"):
+        return Status.REFUSED, None, f"declined ({reply.finish})"
+    return None
+
+
+def _value(request: Request, reply: Reply, keep: str) -> Outcome:
+    ask = request.ask
+    if isinstance(ask, Order):
+        return read_order(reply.text, len(ask.docs), truncated=reply.finish == "length")
+    if isinstance(ask, Grade):
+        return _grades(request, reply)
+    if isinstance(ask, Likelihood):
+        likelihood = _logprob(reply)
+        if likelihood is None:
+            return Status.MALFORMED, None, "the reply holds no log-probability of the query"
+        return Status.OK, likelihood, ""
+    if isinstance(ask, Write):
+        return _written(reply, keep)
+    if isinstance(ask, Embed):
+        return _vectors(ask, reply)
+    raise NotImplementedError(f"no reader for {type(ask).__name__}")
+
+
+def without_thought(text: str) -> str:
+    """The reply without what a reasoning model thought aloud, finished or not."""
+    return _STRAY_END.sub("", _THOUGHT.sub("", text)).strip()
+
+
+def read_order(text: str, count: int, *, truncated: bool = False) -> Outcome:
+    """A ranking of `count` passages from a reply, as positions from 0.
+
+    Only numbers that stand in a ranking are read, never digits of prose: a chain of identifiers
+    with `>`, a numbered list of them, or, on lines of their own or after a colon, a list of numbers
+    or a row of identifiers. A chain or numbered list goes before the others; of several the one
+    with the most valid identifiers counts, of equal ones the last. Passages left out follow in the
+    order shown. A reply that counts from 0 is malformed, because a guess could be off by one.
+    """
+    answer = without_thought(text)
+    chain = _best_chain(answer, count, truncated)
+    if 0 in chain and count not in chain:
+        return Status.MALFORMED, None, "the reply counts from 0, the identifiers begin at 1"
+    valid = list(dict.fromkeys(number - 1 for number in chain if 1 <= number <= count))
+    if not valid or (len(valid) < 2 <= count and _mentions_more(answer, chain)):
+        return _no_ranking(answer, count, truncated)
+    named = set(valid)
+    left_out = [position for position in range(count) if position not in named]
+    order = Permutation((*valid, *left_out))
+    if truncated and left_out:
+        return Status.TRUNCATED, order, f"cut after {len(valid)} of {count} passages"
+    if left_out:
+        return Status.PARTIAL, order, f"{len(left_out)} of {count} passages were not named"
+    if len(chain) != count:
+        return Status.REPAIRED, order, "repeated or unknown identifiers were dropped"
+    return Status.OK, order, ""
+
+
+def _best_chain(text: str, count: int, truncated: bool) -> list[int]:
+    text = text.translate(_PLAIN)
+    if truncated:
+        # The last number may have lost digits.
+        text = re.sub(r"\d+\Z", "", text.rstrip())
+    unmarked = _MARKER.sub("", text)
+    best: list[int] = []
+    for chains in (_rankings(text, unmarked), _rows(unmarked, count)):
+        for chain in chains:
+            if _worth(chain, count) >= max(1, _worth(best, count)):
+                best = chain
+        if best:
+            return best
+    return best
+
+
+def _rankings(text: str, unmarked: str) -> Iterator[list[int]]:
+    """What is a ranking by its form, wherever it stands: a numbered list, chains with `>`."""
+    listed = [(int(match[1]), _numbers(match[2])) for match in _NUMBERED.finditer(text)]
+    if len(listed) > 1 and all(place == i for i, (place, _) in enumerate(listed, start=1)):
+        yield [number for _, numbers in listed for number in numbers]
+    for match in _CHAIN.finditer(unmarked):
+        bare = not any(mark in match.group() for mark in "[]cC")
+        if ">" in match.group() and (not bare or _stands_alone(match)):
+            yield _numbers(match.group())
+
+
+def _rows(unmarked: str, count: int) -> Iterator[list[int]]:
+    """What is a ranking only where nothing else stands beside it: lists and rows."""
+    for pattern in (_LIST, _ROW):
+        for match in pattern.finditer(unmarked):
+            if _stands_alone(match):
+                yield _numbers(match.group())
+    if count == 1 and re.fullmatch(r"\W*1\W*", unmarked):
+        yield [1]
+
+
+def _stands_alone(match: re.Match[str]) -> bool:
+    """Whether the match fills its lines, but for a label that ends in a colon before it."""
+    text, start, end = match.string, match.start(), match.end()
+    stop = text.find("\n", end)
+    before = text[text.rfind("\n", 0, start) + 1 : start].rstrip(" \t({[")
+    after = text[end : stop if stop >= 0 else len(text)].strip(" \t.,;!)}]")
+    return not after and (not before or before.endswith(":"))
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(digits) for digits in _DIGITS.findall(text)]
+
+
+def _worth(chain: Sequence[int], count: int) -> int:
+    return len({number for number in chain if 1 <= number <= count})
+
+
+def _mentions_more(text: str, chain: Sequence[int]) -> bool:
+    """Whether a lone identifier is surrounded by prose rather than being the whole answer."""
+    return len(chain) < 2 and len(text.split()) > 3
+
+
+def _no_ranking(answer: str, count: int, truncated: bool) -> Outcome:
+    if _REFUSAL.match(answer):
+        return Status.REFUSED, None, "the model declined"
+    if truncated:
+        return Status.TRUNCATED, None, "the token limit was reached before any ranking"
+    return Status.MALFORMED, None, f"the reply holds no ranking of the {count} passages"
+
+
+def _logprob(reply: Reply) -> LogProb | None:
+    total = reply.logprob
+    if total is None or reply.tokens < 1 or not math.isfinite(total) or total > ROUNDING:
+        return None
+    return LogProb(total, reply.tokens)
+
+
+def _grades(request: Request, reply: Reply) -> Outcome:
+    seen = reply.label_logprobs
+    if any(math.isnan(value) or value > ROUNDING for value in seen.values()):
+        return Status.MALFORMED, None, "a label's log-probability is not a number up to 0"
+    mass = [
+        math.fsum(math.exp(min(0.0, seen[form])) for form in forms if form in seen)
+        for forms in request.labels.values()
+    ]
+    total = math.fsum(mass)
+    if total < LOW_MASS:
+        return (
+            Status.MALFORMED,
+            None,
+            f"the labels hold {total:.2g} of the probability: wrong prompt or chat template?",
+        )
+    return Status.OK, Grades(tuple(part / total for part in mass), min(1.0, total)), ""
+
+
+def _written(reply: Reply, keep: str) -> Outcome:
+    text = without_thought(reply.text)
+    cut = reply.finish == "length"
+    if keep == "line":
+        text, _, rest = text.partition("\n")
+        text = _unquoted(text.strip())
+        cut = cut and not rest
+    if not text:
+        if cut:
+            return Status.TRUNCATED, None, "the token limit was reached before any text"
+        return Status.MALFORMED, None, "the reply is empty"
+    if _REFUSAL.match(text):
+        return Status.REFUSED, None, "the model declined"
+    written = Written(text, _logprob(reply))
+    if cut:
+        return Status.TRUNCATED, written, "the token limit was reached"
+    return Status.OK, written, ""
+
+
+def _unquoted(text: str) -> str:
+    """The text without the quotation marks around all of it."""
+    closing = _QUOTES.get(text[:1])
+    inside = text[1:-1]
+    whole = len(text) > 1 and text[-1] == closing and closing not in inside
+    return inside.strip() if whole else text
+
+
+def _vectors(ask: Embed, reply: Reply) -> Outcome:
+    vectors = reply.vectors
+    if vectors is None or vectors.ndim != 2 or len(vectors) != len(ask.texts):
+        return Status.MALFORMED, None, f"expected {len(ask.texts)} vectors"
+    if not bool(np.isfinite(vectors).all()):
+        return Status.MALFORMED, None, "a vector holds values that are not finite numbers"
+    return Status.OK, vectors, ""

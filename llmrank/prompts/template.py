@@ -1,0 +1,154 @@
+"""Prompt templates: TOML files that say how an ask is worded; loading and checking them."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import jinja2
+from jinja2 import meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from llmrank.errors import InputError, SpecError
+
+Kind = Literal["order", "pick", "grade", "likelihood", "write"]
+
+PLACEHOLDERS: Mapping[Kind, frozenset[str]] = {
+    "order": frozenset({"query", "passages"}),
+    "pick": frozenset({"query", "passages"}),
+    "grade": frozenset({"query", "passage"}),
+    "likelihood": frozenset({"query", "passage"}),
+}
+
+_ENVIRONMENT = ImmutableSandboxedEnvironment(
+    undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True
+)
+
+
+class Turn(BaseModel):
+    """One chat message of a template."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
+class Sampling(BaseModel):
+    """Sampling parameters of a template; the token limit grows with the documents shown."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    max_tokens: int = Field(default=1, ge=1)
+    max_tokens_per_document: int = Field(default=0, ge=0)
+    temperature: float = Field(default=0.0, ge=0.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    stop: tuple[str, ...] = ()
+
+
+class Template(BaseModel):
+    """A checked prompt template.
+
+    Chat templates fill `messages`; plain ones fill `text`. Likelihood templates end where the
+    query would begin and give it as `target`. `inputs` names what a write template is filled with.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    ask: Kind
+    description: str
+    source: str = ""
+    text: str = ""
+    messages: tuple[Turn, ...] = ()
+    target: str = ""
+    labels: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+    passage_words: int = Field(default=300, ge=1)
+    keep: Literal["text", "line"] = "text"
+    params: Sampling = Sampling()
+    name: str = ""
+    sha256: str = ""
+
+    @cached_property
+    def compiled(self) -> tuple[jinja2.Template, ...]:
+        """The template's texts, ready to render."""
+        return tuple(_ENVIRONMENT.from_string(text) for text in self._texts)
+
+    @cached_property
+    def compiled_target(self) -> jinja2.Template:
+        """The continuation whose likelihood is asked for, ready to render."""
+        return _ENVIRONMENT.from_string(self.target)
+
+    @property
+    def _texts(self) -> tuple[str, ...]:
+        return tuple(turn.text for turn in self.messages) if self.messages else (self.text,)
+
+    def check(self, path: Path) -> None:
+        """Raise `InputError` unless the placeholders and the parts fit the kind of ask."""
+        if bool(self.text) == bool(self.messages):
+            raise InputError("a template has either `text` or `messages`", path=path)
+        if (self.ask == "likelihood") != bool(self.target):
+            raise InputError("`target` belongs to likelihood templates, all of them", path=path)
+        if (self.ask == "grade") != bool(self.labels):
+            raise InputError("`labels` belong to grade templates, all of them", path=path)
+        if (self.ask == "write") != bool(self.inputs):
+            raise InputError("`inputs` belong to write templates, all of them", path=path)
+        used = self._placeholders(path)
+        expected = PLACEHOLDERS.get(self.ask, frozenset(self.inputs))
+        if used != expected:
+            raise InputError(
+                f"the template uses {sorted(used)}",
+                path=path,
+                remedy=f"a template for `{self.ask}` uses exactly {sorted(expected)}",
+            )
+
+    def _placeholders(self, path: Path) -> frozenset[str]:
+        try:
+            texts = (*self._texts, self.target)
+            return frozenset().union(
+                *(meta.find_undeclared_variables(_ENVIRONMENT.parse(text)) for text in texts)
+            )
+        except jinja2.TemplateSyntaxError as error:
+            raise InputError(f"not a valid template: {error}", path=path) from error
+
+
+def folder() -> Path:
+    """Where the templates that come with llmrank are: in the wheel, or beside the package."""
+    inside = Path(__file__).parent / "templates"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "prompts"
+
+
+def names() -> list[str]:
+    """Names of the templates that come with llmrank."""
+    return sorted(path.stem for path in folder().glob("*.toml"))
+
+
+def path_of(name: str | Path) -> Path:
+    """The file of a template: a path that ends in .toml as it is, else by name."""
+    path = Path(name)
+    if path.suffix == ".toml":
+        return path
+    if not (folder() / f"{name}.toml").is_file():
+        raise SpecError(f"no prompt named {name!r}; there are: {', '.join(names())}")
+    return folder() / f"{name}.toml"
+
+
+def load(name: str | Path) -> Template:
+    """Load and check a template, by the name of one that comes with llmrank or by path."""
+    path = path_of(name)
+    try:
+        raw = path.read_bytes()
+        content = tomllib.loads(raw.decode())
+        template = Template(
+            **{**content, "name": path.stem, "sha256": hashlib.sha256(raw).hexdigest()}
+        )
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"cannot read the prompt: {error}", path=path) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(f"`{place}`: {first['msg']}", path=path) from error
+    template.check(path)
+    return template

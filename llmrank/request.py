@@ -1,0 +1,151 @@
+"""What goes to a backend and what comes back: requests, replies and the backend protocol."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+from llmrank.plan import Ask, Vectors
+from llmrank.types import Usage
+
+Want = Literal["text", "labels", "likelihood", "vectors"]
+"""What a request wants back: generated text, log-probabilities of labels as the next token, the
+log-probability of a given continuation, or embeddings."""
+
+KEY_VERSION = 1
+
+
+class Message(NamedTuple):
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """Sampling parameters exactly as they are sent."""
+
+    max_tokens: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One rendered ask. Exactly one of `messages`, `prompt` and `texts` is filled.
+
+    `target` is the continuation to score, `labels` the surface forms of every label (each form one
+    token), `cut` the number of passages shortened. `ask` is for judges that need no model.
+    """
+
+    ask: Ask[Any]
+    want: Want
+    messages: tuple[Message, ...] = ()
+    prompt: str = ""
+    texts: tuple[str, ...] = ()
+    role: str = ""
+    target: str = ""
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    params: Params = Params()
+    sample: int = 0
+    cut: int = 0
+
+    def key(self, identity: str) -> str:
+        """Content address: SHA-256 of all that determines the reply of the backend `identity`."""
+        content = [
+            KEY_VERSION,
+            identity,
+            self.want,
+            self.messages,
+            self.prompt,
+            self.texts,
+            self.role,
+            self.target,
+            sorted((name, list(forms)) for name, forms in self.labels.items()),
+            [
+                self.params.max_tokens,
+                self.params.temperature,
+                self.params.top_p,
+                self.params.stop,
+                self.params.seed,
+            ],
+            self.sample,
+        ]
+        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+    @property
+    def characters(self) -> int:
+        """Length of everything that is sent, in characters."""
+        sent = sum(len(m.content) for m in self.messages) + sum(map(len, self.texts))
+        return sent + len(self.prompt) + len(self.target)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What a backend sent back, before anything is read into it.
+
+    A non-empty `error` means that there is no reply: every other field is then meaningless.
+    `unasked` says which cap kept the request from being sent; `key` is set where there is a
+    journal. `label_logprobs` holds the log-probability of every surface form that the backend
+    reported; forms it did not report are absent. `logprob` is the sum over the target's `tokens`.
+    """
+
+    text: str = ""
+    finish: str = "stop"
+    reasoning: str = ""
+    label_logprobs: Mapping[str, float] = field(default_factory=dict)
+    logprob: float | None = None
+    tokens: int = 0
+    vectors: Vectors | None = None
+    usage: Usage = Usage()
+    model: str = ""
+    seconds: float = 0.0
+    error: str = ""
+    transient: bool = False
+    retry_after: float | None = None
+    unasked: str = ""
+    key: str = ""
+    reused: bool = False
+
+
+class Backend(Protocol):
+    """Whatever answers requests: a server, a model in this process, a judge, or a wrapper.
+
+    `identity` names the model so that equal requests have equal answers: it is part of every key in
+    the journal. `wants` lists what it can be asked for. `batch` is how many requests it takes best
+    in one call; 1 means that many single calls should be in flight at once.
+    """
+
+    @property
+    def identity(self) -> str:
+        """Name of the model and of where it runs."""
+        ...
+
+    @property
+    def wants(self) -> frozenset[Want]:
+        """What requests to this backend may want."""
+        ...
+
+    @property
+    def batch(self) -> int:
+        """Requests per call that suit it best."""
+        ...
+
+    async def answer(self, requests: Sequence[Request]) -> list[Reply]:
+        """One reply per request, in their order.
+
+        An error of one request is a `Reply` with `error`; raises `BackendError` where no request
+        can succeed (wrong key, unknown model).
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections and threads."""
+        ...

@@ -1,0 +1,185 @@
+"""BM25 with Lucene's formula: an index for a corpus, and scores for a handful of passages.
+
+    score(q, d) = sum over the terms t of q:  weight(t) * idf(t) * tf / (tf + k1 * (1 - b + b * l))
+    idf(t) = ln(1 + (N - df + 0.5) / (df + 0.5)),  l = length of d / mean length
+
+Lengths are exact; Lucene itself rounds them to one byte, which moves scores a little (nDCG@10 on
+SciFact: .678 here, .679 there).
+Source: Kamphuis et al., "Which BM25 do you mean?" (ECIR 2020), and the bm25s library.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmrank.errors import InputError
+from llmrank.retrieve import _folder
+from llmrank.retrieve._folder import Scored
+from llmrank.retrieve.analysis import analyzer_named
+from llmrank.types import Document
+
+K1 = 0.9
+B = 0.4
+_KIND = "bm25"
+
+
+class _Postings(NamedTuple):
+    """Term i is in `documents[offsets[i]:offsets[i + 1]]`, its `weights` at the same places."""
+
+    documents: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    offsets: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class BM25Index:
+    """An inverted index with the weight of every term in every document; it keeps no texts."""
+
+    ids: tuple[str, ...]
+    analyzer: str
+    k1: float
+    b: float
+    _terms: Mapping[str, int]
+    _postings: _Postings
+
+    @classmethod
+    def build(
+        cls,
+        documents: Iterable[Document],
+        *,
+        k1: float = K1,
+        b: float = B,
+        analyzer: str = "english",
+    ) -> BM25Index:
+        """Index title and text of every document, reading each once.
+
+        InputError if there is no document or no term, an id comes twice, or a parameter is wrong.
+        """
+        import bm25s  # type: ignore[import-untyped, unused-ignore]
+
+        if not (0 <= k1 < math.inf and 0 <= b <= 1):
+            raise InputError(f"k1={k1}, b={b}", remedy="k1 is 0 or more, b between 0 and 1")
+        analyze = analyzer_named(analyzer)
+        ids: list[str] = []
+        terms: dict[str, int] = {}
+        rows: list[array[int]] = []
+        for document in _folder.once_each(documents):
+            ids.append(document.id)
+            words = analyze(document.contents)
+            rows.append(array("i", (terms.setdefault(word, len(terms)) for word in words)))
+        if not terms:
+            raise InputError("no document of the corpus has a term to index")
+        engine = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numpy")
+        engine.index((rows, terms), create_empty_token=False, show_progress=False)
+        found = engine.scores
+        postings = _Postings(found["indices"], found["data"], found["indptr"])
+        return cls(tuple(ids), analyzer, float(k1), float(b), terms, postings)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the index to a folder, at once or not at all; an index there is replaced.
+
+        InputError if the folder holds something else.
+        """
+
+        def fill(new: Path) -> None:
+            for name, values in self._postings._asdict().items():
+                np.save(new / f"{name}.npy", values, allow_pickle=False)
+            _folder.write_json(new / "terms.json", list(self._terms))
+
+        about = {"kind": _KIND, "analyzer": self.analyzer, "k1": self.k1, "b": self.b}
+        _folder.write(Path(folder), about, self.ids, fill)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> BM25Index:
+        """Open a saved index, its postings memory-mapped; InputError if it is not whole."""
+        stored = _folder.read(Path(folder), _KIND)
+        analyzer = stored.value("analyzer", str)
+        analyzer_named(analyzer)
+        terms = {term: number for number, term in enumerate(stored.strings("terms"))}
+        postings = _Postings(
+            stored.array("documents", np.int32),
+            stored.array("weights", np.float32),
+            stored.array("offsets", np.int64),
+        )
+        size = len(postings.documents)
+        if not (
+            len(postings.offsets) == len(terms) + 1
+            and postings.offsets[-1] == size == len(postings.weights)
+        ):
+            raise InputError("the files do not belong together", path=folder)
+        k1, b = stored.value("k1", float), stored.value("b", float)
+        return cls(stored.ids, analyzer, k1, b, terms, postings)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def search(self, query: str | Mapping[str, float], k: int) -> list[Scored]:
+        """The k best documents with a score above 0: score falling, then id falling.
+
+        A text is analysed, and a term that it repeats counts as often; a mapping gives analysed
+        terms with their weights. Scores are summed in float64 and rounded to float32.
+        """
+        _folder.check_depth(k)
+        weights = Counter(analyzer_named(self.analyzer)(query)) if isinstance(query, str) else query
+        scores = self._scores(weights)
+        matched = np.flatnonzero(scores > 0)
+        return _folder.top(scores[matched], matched, self.ids, k)
+
+    def search_all(
+        self, queries: Iterable[str | Mapping[str, float]], k: int
+    ) -> list[list[Scored]]:
+        """`search` for each query, in the order of the queries."""
+        return [self.search(query, k) for query in queries]
+
+    def _scores(self, weights: Mapping[str, float]) -> NDArray[np.float32]:
+        documents, parts = [], []
+        # In the order of the terms' numbers, so that a sum does not depend on the mapping's order.
+        for number, weight in sorted(self._known(weights)):
+            start, end = self._postings.offsets[number : number + 2].tolist()
+            documents.append(self._postings.documents[start:end])
+            parts.append(np.multiply(self._postings.weights[start:end], weight, dtype=np.float64))
+        if not parts:
+            return np.zeros(0, dtype=np.float32)
+        sums = np.bincount(np.concatenate(documents), np.concatenate(parts), len(self.ids))
+        return sums.astype(np.float32)
+
+    def _known(self, weights: Mapping[str, float]) -> Iterable[tuple[int, float]]:
+        for term, weight in weights.items():
+            if not math.isfinite(weight):
+                raise InputError(f"the weight of the term {term!r} is {weight}")
+            if term in self._terms:
+                yield self._terms[term], weight
+
+
+def score_passages(
+    query: str, passages: Sequence[str], *, analyzer: str = "english"
+) -> list[float]:
+    """BM25 scores of a handful of passages, in their order, as an index of just them would give.
+
+    Counts and lengths come from the passages themselves; k1 is 0.9 and b 0.4.
+    """
+    from rank_bm25 import BM25Okapi  # type: ignore[import-untyped, unused-ignore]
+
+    analyze = analyzer_named(analyzer)
+    rows = [analyze(passage) for passage in passages]
+    if not any(rows):
+        return [0.0] * len(rows)
+    engine = BM25Okapi(rows, k1=K1, b=B)
+    # Its own idf goes below 0 for frequent terms and is then set to a floor; Lucene's stays above.
+    frequencies = Counter(chain.from_iterable(engine.doc_freqs))
+    engine.idf = {
+        term: math.log1p((len(rows) - found + 0.5) / (found + 0.5))
+        for term, found in frequencies.items()
+    }
+    scores: list[float] = (engine.get_scores(analyze(query)) / (K1 + 1)).tolist()
+    return scores
