@@ -25,6 +25,9 @@ K = TypeVar("K")
 T = TypeVar("T")
 Finished = Callable[[K, T, Tally], None]
 
+WIND_UP = 5.0
+"""Seconds that interrupted work has to come to its end."""
+
 
 class Prompts(Protocol):
     """What turns asks into requests and replies into answers: see `llmrank.prompts.PromptSet`."""
@@ -209,13 +212,23 @@ _LOOP = _Loop()
 def run_sync(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end from ordinary code, also where an event loop is running already.
 
-    Interrupting the wait cancels the work.
+    Interrupting the wait cancels the work, and gives it a few seconds to wind up.
     """
-    future = _LOOP.submit(work)
+    ended = threading.Event()
+
+    async def tracked() -> T:
+        try:
+            return await work
+        finally:
+            ended.set()
+
+    future = _LOOP.submit(tracked())
     try:
         return future.result()
     except BaseException:
-        future.cancel()
+        # Whoever is told of the interruption may close what the work still uses.
+        if future.cancel():
+            ended.wait(WIND_UP)
         raise
 
 

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import sqlite3
+import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ class Journal:
     def __init__(self, path: Path, also: Sequence[Path] = ()) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.path = path
+        # SQLite crashes when one thread closes a connection that another is using.
+        self._lock = threading.RLock()
         self._db = _open(path)
         found = (_look_into(other) for other in also if other.resolve() != path.resolve())
         self._others = [other for other in found if other is not None]
@@ -43,8 +46,10 @@ class Journal:
         """The reply stored under a key, marked as reused."""
         with self._watched():
             row = _row(self._db, key)
-            if row is not None:
-                return _decode(row[1])
+            return self._borrowed(key) if row is None else _decode(row[1])
+
+    def _borrowed(self, key: str) -> Reply | None:
+        """The reply another journal has, copied into this one."""
         for other in tuple(self._others):
             try:
                 row = _row(other, key)
@@ -71,13 +76,21 @@ class Journal:
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any], Reply]]:
         """Every key, what its request was about, and the reply."""
         with self._watched():
-            for key, about, reply in self._db.execute("SELECT key, about, reply FROM answers"):
-                yield key, json.loads(about), _decode(reply)
+            cursor = self._db.execute("SELECT key, about, reply FROM answers")
+        while True:
+            # Not locked while the caller has the items.
+            with self._watched():
+                rows = cursor.fetchmany(1000)
+                items = [(key, json.loads(about), _decode(reply)) for key, about, reply in rows]
+            if not items:
+                return
+            yield from items
 
     def close(self) -> None:
         """Close the files."""
-        for connection in (self._db, *self._others):
-            connection.close()
+        with self._lock:
+            for connection in (self._db, *self._others):
+                connection.close()
 
     def _insert(self, rows: Sequence[tuple[str, str, bytes]]) -> None:
         with self._watched(), self._db:
@@ -86,7 +99,8 @@ class Journal:
     @contextmanager
     def _watched(self) -> Iterator[None]:
         try:
-            yield
+            with self._lock:
+                yield
         except (sqlite3.Error, _Unreadable) as error:
             raise _damaged(self.path, error) from error
 
@@ -196,5 +210,5 @@ class RunFolder:
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that it is never seen half-written."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(text.encode())
     temporary.replace(path)

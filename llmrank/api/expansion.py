@@ -64,7 +64,7 @@ def expand_run(
     manifest = {
         "expansion": str(expander),
         **session.describe(),
-        "data": {"queries": fingerprint(source)},
+        "data": {"queries": fingerprint(source, "queries.jsonl")},
         "k": k,
         "versions": versions(),
     }

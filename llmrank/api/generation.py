@@ -157,7 +157,7 @@ def generate_folder(
             "seed": recipe.seed,
         },
         **session.describe(),
-        "data": {"corpus": fingerprint(source)},
+        "data": {"corpus": fingerprint(source, "corpus.jsonl")},
         "versions": versions(),
     }
     folder.write("manifest.json", manifest)

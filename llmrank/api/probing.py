@@ -14,11 +14,18 @@ def probe(model: str | None = None, base_url: str | None = None) -> dict[str, ob
     """What a model can do: a server is asked, a model in this process is looked at."""
     backend = connect(model, base_url=base_url)
     from llmrank.backends.openai import OpenAIBackend
+    from llmrank.backends.probe import Probe
+    from llmrank.backends.probe import probe as try_out
+
+    async def ask_server(server: OpenAIBackend) -> Probe:
+        try:
+            return await try_out(server)
+        finally:
+            await server.close()
 
     if isinstance(backend, OpenAIBackend):
-        from llmrank.backends.probe import probe as ask_server
-
-        return asdict(run_sync(ask_server(backend)))
+        found = run_sync(ask_server(backend))
+        return {**asdict(found), **found.uses}
     methods = {
         name: "yes" if NEEDS[family.asks] in backend.wants else "no"
         for name, family in METHODS.items()

@@ -192,12 +192,16 @@ def demand(tally: Tally, max_failures: float) -> None:
 
 def manifest(session: Session, asked: Mapping[str, object], source: RunInput) -> dict[str, object]:
     """What a run depends on: model, prompts, data by content, versions."""
-    files = {"run": source.run, "corpus": source.corpus, "queries": source.queries}
+    data = {
+        "run": fingerprint(source.run),
+        "corpus": fingerprint(source.corpus, "corpus.jsonl"),
+        "queries": fingerprint(source.queries, "queries.jsonl"),
+    }
     return {
         **asked,
         **session.describe(),
         "passage_words": session.settings.passage_words,
-        "data": {name: fingerprint(path) for name, path in files.items()},
+        "data": data,
         "limit": source.limit,
         "versions": versions(),
     }
@@ -214,12 +218,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def fingerprint(source: str | Path) -> dict[str, str]:
-    """Name and SHA-256 of a file; only the name where there is no one file to read."""
+def fingerprint(source: str | Path, inside: str = "") -> dict[str, str]:
+    """Name and SHA-256 of a file, or of the file `inside` a folder; only the name without one."""
     path = Path(source)
     told = {"name": str(source) if str(source) == "-" else path.name}
-    if path.is_file():
-        with path.open("rb") as stream:
+    file = path / inside if path.is_dir() else path
+    if file.is_file():
+        with file.open("rb") as stream:
             told["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
     return told
 

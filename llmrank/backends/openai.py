@@ -122,7 +122,12 @@ class OpenAIBackend:
         """
         if len(requests) == 1:
             return [await self._one(requests[0])]
-        return list(await asyncio.gather(*(self._one(request) for request in requests)))
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._one(request)) for request in requests]
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
 
     async def close(self) -> None:
         """Close the connections."""

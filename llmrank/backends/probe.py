@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -11,7 +10,7 @@ from llmrank.backends._answers import Failure
 from llmrank.backends.openai import LIKELIHOOD_WAYS, NoRoute, OpenAIBackend, Rejection
 from llmrank.errors import BackendError, CapabilityError
 from llmrank.plan import Write
-from llmrank.request import Message, Params, Request, Want
+from llmrank.request import Message, Params, Reply, Request, Want
 
 QUESTION = "Is water wet? Answer Yes or No."
 
@@ -81,13 +80,9 @@ async def probe(backend: OpenAIBackend) -> Probe:
     """
     models = await _models(backend)
     version = await _version(backend)
-    started = time.perf_counter()
-    chat = await _tried(lambda: _generates(backend, _request("text", chat=True)))
-    seconds = time.perf_counter() - started
-    completions_started = time.perf_counter()
-    completions = await _tried(lambda: _generates(backend, _request("text")))
-    if not chat:
-        seconds = time.perf_counter() - completions_started
+    trial = _Trial(backend)
+    chat = await trial.run(trial.chat)
+    completions = await trial.run(trial.completions)
     found = Probe(
         url=backend.url,
         model=backend.model,
@@ -95,26 +90,18 @@ async def probe(backend: OpenAIBackend) -> Probe:
         version=version,
         chat=chat,
         completions=completions,
-        chat_logprobs=await _after(chat, lambda: _reports_top(backend, chat=True)),
-        completion_logprobs=await _after(completions, lambda: _reports_top(backend, chat=False)),
-        echo=await _after(completions, lambda: _scores(backend, "echo")),
-        prompt_logprobs=await _after(completions, lambda: _scores(backend, "prompt_logprobs")),
-        embeddings=await _tried(lambda: _embeds(backend)),
-        seconds=seconds if chat or completions else None,
+        chat_logprobs=await trial.run(trial.chat_logprobs) if chat else chat,
+        completion_logprobs=(
+            await trial.run(trial.completion_logprobs) if completions else completions
+        ),
+        echo=await trial.run(trial.echo) if completions else completions,
+        prompt_logprobs=await trial.run(trial.prompt_logprobs) if completions else completions,
+        embeddings=await trial.run(trial.embeddings),
+        seconds=trial.seconds,
     )
-    _refuse_silent(found)
+    if trial.blocked and not (chat or completions or found.embeddings):
+        raise BackendError(trial.blocked[0])
     return found
-
-
-def _refuse_silent(found: Probe) -> None:
-    """A server that refuses or fails every call cannot be said to lack anything."""
-    calls = (found.chat, found.completions, found.embeddings)
-    blocked = [call.note for call in calls if call.note.startswith(_BLOCKED)]
-    if blocked and not any(calls):
-        raise BackendError(blocked[0])
-
-
-_BLOCKED = ("not allowed by", "HTTP 5", "HTTP 4", "no answer from")
 
 
 def _request(want: Want, *, chat: bool = False) -> Request:
@@ -156,50 +143,82 @@ async def _version(backend: OpenAIBackend) -> str:
     return str(answer.get("version") or "")
 
 
-async def _after(first: Capability, call: Callable[[], Awaitable[Capability]]) -> Capability:
-    """Try something only where what it rests on works."""
-    return await _tried(call) if first else first
+class _Trial:
+    """The calls that try one thing each; `blocked` are the answers that leave it open."""
 
+    def __init__(self, backend: OpenAIBackend) -> None:
+        self._backend = backend
+        self.blocked: list[str] = []
+        self.seconds: float | None = None
 
-async def _tried(call: Callable[[], Awaitable[Capability]]) -> Capability:
-    try:
-        return await call()
-    except (Failure, CapabilityError, NoRoute) as error:
-        return Capability(False, str(error))
-    except Rejection as rejection:
-        # A key may be good for some routes only.
-        if rejection.status == 403:
-            return Capability(False, str(rejection))
-        raise
-
-
-async def _generates(backend: OpenAIBackend, request: Request) -> Capability:
-    (reply,) = await backend.answer([request])
-    return Capability(not reply.error, reply.error)
-
-
-async def _reports_top(backend: OpenAIBackend, *, chat: bool) -> Capability:
-    top, _ = await backend.next_token(_request("labels", chat=chat))
-    return Capability(True, f"top-{len(top)}") if top else Capability(False, "no log-probabilities")
-
-
-async def _scores(backend: OpenAIBackend, name: str) -> Capability:
-    note = "ignored"
-    for way, wish in LIKELIHOOD_WAYS:
-        if way != name:
-            continue
+    async def run(self, call: Callable[[], Awaitable[Capability]]) -> Capability:
         try:
-            reply = await backend.score(_request("likelihood"), wish)
+            return await call()
         except Failure as failure:
-            note = str(failure)
-            continue
-        if reply is not None:
-            return Capability(True, f"{reply.tokens} tokens scored")
-    return Capability(False, note)
+            if failure.transient:
+                self.blocked.append(str(failure))
+            return Capability(False, str(failure))
+        except (CapabilityError, NoRoute) as error:
+            return Capability(False, str(error))
+        except Rejection as rejection:
+            # A key may be good for some routes only.
+            if rejection.status != 403:
+                raise
+            self.blocked.append(str(rejection))
+            return Capability(False, str(rejection))
 
+    async def chat(self) -> Capability:
+        return await self._generates(_request("text", chat=True))
 
-async def _embeds(backend: OpenAIBackend) -> Capability:
-    (reply,) = await backend.answer([_request("vectors")])
-    if reply.vectors is None or reply.vectors.ndim != 2:
-        return Capability(False, reply.error or "no vectors")
-    return Capability(True, f"{reply.vectors.shape[1]} dimensions")
+    async def completions(self) -> Capability:
+        return await self._generates(_request("text"))
+
+    async def chat_logprobs(self) -> Capability:
+        return await self._reports_top(_request("labels", chat=True))
+
+    async def completion_logprobs(self) -> Capability:
+        return await self._reports_top(_request("labels"))
+
+    async def echo(self) -> Capability:
+        return await self._scores("echo")
+
+    async def prompt_logprobs(self) -> Capability:
+        return await self._scores("prompt_logprobs")
+
+    async def embeddings(self) -> Capability:
+        reply = await self._asked(_request("vectors"))
+        if reply.vectors is None or reply.vectors.ndim != 2:
+            return Capability(False, "no vectors")
+        return Capability(True, f"{reply.vectors.shape[1]} dimensions")
+
+    async def _generates(self, request: Request) -> Capability:
+        reply = await self._asked(request)
+        if self.seconds is None:
+            self.seconds = reply.seconds
+        return Capability(True)
+
+    async def _asked(self, request: Request) -> Reply:
+        (reply,) = await self._backend.answer([request])
+        if reply.error:
+            raise Failure(reply.error, transient=reply.transient)
+        return reply
+
+    async def _reports_top(self, request: Request) -> Capability:
+        top, _ = await self._backend.next_token(request)
+        if not top:
+            return Capability(False, "the server returns no log-probabilities")
+        return Capability(True, f"top-{len(top)}")
+
+    async def _scores(self, name: str) -> Capability:
+        note = f"the server ignores {name}"
+        for way, wish in LIKELIHOOD_WAYS:
+            if way != name:
+                continue
+            try:
+                reply = await self._backend.score(_request("likelihood"), wish)
+            except Failure as failure:
+                note = str(failure)
+                continue
+            if reply is not None:
+                return Capability(True, f"{reply.tokens} tokens scored")
+        return Capability(False, note)

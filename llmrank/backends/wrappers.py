@@ -101,11 +101,15 @@ class Cached(Wrapper):
                 fresh[key] = request
         pending = {key: self._asking[key] for key in waiting}
         known |= await self._ask(fresh)
+        seen: set[str] = set()
         for key, request in waiting.items():
             # Shielded, as cancelling one who waits must not touch the answer of the others.
             reply = await asyncio.shield(pending[key])
-            known[key] = (await self.answer([request]))[0] if reply is None else reply
-        seen = set(waiting)
+            if reply is None:
+                (reply,) = await self.answer([request])
+            else:
+                seen.add(key)
+            known[key] = reply
         return [self._once(key, known[key], seen) for key in keys]
 
     @staticmethod

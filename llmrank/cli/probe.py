@@ -17,4 +17,15 @@ def probe(model: o.Model = None, base_url: o.BaseUrl = None, as_json: o.Json = F
     if as_json:
         screen.show(found)
         return
-    screen.table(["", ""], [[name, str(value)] for name, value in found.items()])
+    screen.table(
+        ["", ""], [[name.replace("_", " "), _told(value)] for name, value in found.items()]
+    )
+
+
+def _told(value: object) -> str:
+    if isinstance(value, dict):
+        answer = "yes" if value["works"] else "no"
+        return f"{answer} ({value['note']})" if value["note"] else answer
+    if isinstance(value, tuple | list):
+        return ", ".join(map(str, value))
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

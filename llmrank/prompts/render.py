@@ -11,7 +11,7 @@ from typing import Any, cast
 from llmrank.errors import SpecError
 from llmrank.plan import Answer, Ask, Embed, Grade, Likelihood, Order, Pick, Write
 from llmrank.prompts import replies
-from llmrank.prompts.template import Kind, Template, load
+from llmrank.prompts.template import Kind, Passage, Template, load
 from llmrank.request import Message, Params, Reply, Request, Want
 from llmrank.types import Document, Query
 
@@ -39,24 +39,20 @@ AGAIN = (
     "Reply again in exactly the form asked for and add nothing else."
 )
 
-_CONTROL = re.compile(r"<(?=\|)|(?<=\|)>|<(?=/?(?:s|think|bos|eos|start_of_turn|end_of_turn)>)")
+# The bar of some models' tokens is full-width.
+_CONTROL = re.compile(
+    r"<(?=[|\uff5c])|(?<=[|\uff5c])>"
+    r"|<(?=/?(?:s|bos|eos|pad|unk|mask|think|thinking|tool_call|tool_response"
+    r"|start_of_turn|end_of_turn|start_of_image|end_of_utterance|extra_id_\d+|unused\d+)>)"
+    r"|<(?=</?SYS>>)"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|gMASK)\])"
+)
 _IDENTIFIER = re.compile(r"\[(\s*\d+\s*)\]")
 
 
 def clean(text: str) -> str:
     """Text from outside on one line, its chat control tokens made harmless."""
-    return _CONTROL.sub(lambda match: f" {match.group()} ", " ".join(text.split()))
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A passage as a template sees it: its number (from 1) and its text."""
-
-    number: int
-    text: str
-
-    def __str__(self) -> str:
-        return self.text
+    return " ".join(_CONTROL.sub(r" \g<0> ", text).split())
 
 
 @dataclass(frozen=True)
@@ -69,11 +65,19 @@ class PromptSet:
 
     overrides: Mapping[str, str | Path] = field(default_factory=dict)
     passage_words: int | None = None
-    _loaded: dict[str, Template] = field(default_factory=dict, repr=False, compare=False)
+    _loaded: dict[str, Template] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        if self.passage_words is not None and self.passage_words < 1:
+            raise SpecError("passage_words must be at least 1")
 
     def template(self, item: Ask[Any]) -> Template:
         """The template for an ask."""
-        kind = KINDS[type(item)]
+        kind = KINDS.get(type(item))
+        if kind is None:
+            raise SpecError(f"no prompt can word an ask of the kind {type(item).__name__}")
         slot = item.task if isinstance(item, Write) else kind
         return self.slot(slot, kind)
 
@@ -94,12 +98,16 @@ class PromptSet:
         return dict(self._loaded)
 
     def render(self, item: Ask[Any]) -> Request:
-        """The request for an ask."""
+        """The request for an ask.
+
+        A note on what was wrong before goes only where a chat is asked for text: elsewhere it would
+        stand between the prompt and what is measured.
+        """
         if isinstance(item, Embed):
             return Request(ask=item, want="vectors", texts=item.texts, role=item.role)
         template = self.template(item)
         values, shown, cut = self._values(item, template)
-        texts = [compiled.render(values).strip("\n") for compiled in template.compiled]
+        texts, target = template.fill(values)
         sampling = template.params
         params = Params(
             max_tokens=sampling.max_tokens + sampling.max_tokens_per_document * shown,
@@ -108,15 +116,17 @@ class PromptSet:
             stop=sampling.stop,
             seed=item.sample if sampling.temperature else None,
         )
-        if item.problem:
-            texts[-1] += "\n\n" + AGAIN.format(problem=clean(item.problem))
+        want = WANTS[template.ask]
+        if item.problem and want == "text" and template.messages:
+            last = max(i for i, turn in enumerate(template.messages) if turn.role == "user")
+            texts[last] += "\n\n" + AGAIN.format(problem=clean(item.problem))
         chat = zip(template.messages, texts, strict=False)
         return Request(
             ask=item,
-            want=WANTS[template.ask],
+            want=want,
             messages=tuple(Message(turn.role, text) for turn, text in chat),
             prompt="" if template.messages else texts[0],
-            target=template.compiled_target.render(values) if template.target else "",
+            target=target,
             labels=_forms(item, template),
             params=params,
             sample=item.sample,
@@ -127,10 +137,15 @@ class PromptSet:
         """Placeholder values, the number of documents shown, and how many were cut."""
         if isinstance(item, Write):
             given = {name: _clean_input(value) for name, value in item.inputs}
+            if given.keys() != set(template.inputs):
+                raise SpecError(
+                    f"prompt {template.name!r} takes {sorted(template.inputs)}, "
+                    f"the task {item.task!r} gives {sorted(given)}"
+                )
             return given, 0, 0
         asked = cast("Order | Pick | Grade | Likelihood", item)
         docs: Sequence[Document] = asked.docs if isinstance(asked, Order | Pick) else (asked.doc,)
-        limit = self.passage_words or template.passage_words
+        limit = self.passage_words or template.passage_words  # neither can be 0
         shown = [_shorten(clean(doc.contents), limit) for doc in docs]
         cut = sum(was_cut for _, was_cut in shown)
         query: Query = asked.query

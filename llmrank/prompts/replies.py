@@ -32,34 +32,35 @@ ROUNDING = 1e-2
 
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
 _STRAY_END = re.compile(r"\A.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
-# A query may well begin with "I can't" or "sorry": only declining to do a task is a refusal.
-_REFUSAL = re.compile(
-    r"""\A\W*(?:
-    as\ an\ ai\b
-    | (?:i(?:['’]?m|\ am)\ (?:very\ |so\ )?)?sorry\W*\Z
-    | (?:(?:(?:i(?:['’]?m|\ am)\ (?:very\ |so\ )?)?sorry|i\ apologi[sz]e|unfortunately)
-         [\s,.:;]*(?:but\s+)?)?
-      i(?:['’]m|\ am|\ ca|\ wo|\ will)?\s?(?:unable\ to|not\ able\ to|n['’]?t|nnot|not)\ (?:be\ able\ to\ )?
-      (?:help|assist|provide|compl[ye]|fulfil|write|generate|create|produce|answer|rank|order|sort
-         |judge|determine|discuss|engage|do\ (?:this|that|so)|process|respond|give|offer)
-    )""",
-    re.IGNORECASE | re.VERBOSE,
+_SORRY = r"(?:(?:i(?:['’]?m| am) )?(?:(?:very|so) )?sorry|i apologi[sz]e|unfortunately)"
+_UNABLE = (
+    r"i(?: can(?:no|['’]|\ no)?t| wo['’]?n['’]?t| will not|(?:['’]m| am) (?:unable|not able))\b"
+)
+_AS_AI = r"as an ai(?: language)?(?: model| assistant)?,"
+_DECLINES = re.compile(rf"\A\W*(?:{_SORRY}\b|{_UNABLE}|{_AS_AI})", re.IGNORECASE)
+# A written text may well begin with "I can't" or "sorry": it declines only where it names the task.
+_REFUSES = re.compile(
+    rf"\A\W*(?:{_AS_AI}|{_SORRY}\W*\Z|{_SORRY}[\s,.:;]*(?:but )?{_UNABLE}"
+    rf"|{_UNABLE} (?:to )?(?:help|assist|comply|fulfil|provide|generate|write|create|produce)\b)",
+    re.IGNORECASE,
 )
 
+# Full-width and lenticular brackets and the full-width sign are read as the plain ones.
 _PLAIN = str.maketrans(
-    {"[": "[", "]": "]", "【": "[", "】": "]", ">": ">"} | dict.fromkeys('*`"“”\\')
+    dict(zip("\uff3b\uff3d\u3010\u3011\uff1e", "[][]>", strict=True)) | dict.fromkeys('*`"“”\\')
 )
 _NAME = r"(?:(?:passage|document|doc)\s*+#?\s*+)?"
 _BRACKETED = rf"{_NAME}\[\s*+{_NAME}\d{{1,4}}\s*+\]"
 # A bracket may be missing: a prompt that ends in "[" is continued with "12] > [3]". What stands
 # here must not be part of a word, a decimal number or a percentage.
 _LOOSE = rf"(?<!\w)(?<!\d[.,]){_NAME}\[?\d{{1,4}}\]?(?![\w%]|[.,]\d)"
-_MORE = rf"(?:[ \t]*+[,;]?[ \t]*+{_BRACKETED})*"
-_CHAIN = re.compile(
-    rf"(?:{_BRACKETED}{_MORE}|{_LOOSE})(?:\s*+[>=]++\s*+(?:{_BRACKETED}|{_LOOSE}){_MORE})+",
+# A run is taken whole, with or without a `>` in it, so that a long one is looked at once only.
+_RUN = re.compile(
+    rf"(?:{_BRACKETED}|{_LOOSE}(?=\s*+>))"
+    rf"(?:\s*+[>=]++\s*+(?:{_BRACKETED}|{_LOOSE})|[ \t]*+[,;]?[ \t]*+{_BRACKETED})*",
     re.IGNORECASE,
 )
-_LIST = re.compile(r"\[?\s*+\d{1,4}(?:\s*+,\s*+\d{1,4})+\s*+\]?")
+_LIST = re.compile(r"(?:\[\s*+)?\d{1,4}(?:\s*+,\s*+\d{1,4})+(?:\s*+\])?")
 _ROW = re.compile(rf"{_BRACKETED}(?:[\s,;]*+(?:and\s++)?{_BRACKETED})*", re.IGNORECASE)
 _MARKER = re.compile(
     r"(?:^[ \t]*+[-•+]|(?<![\w.\[])\(?\d{1,3}[.)])[ \t]*+(?=\[|passage|doc)",
@@ -68,6 +69,7 @@ _MARKER = re.compile(
 _NUMBERED = re.compile(
     rf"^[ \t]*+(\d{{1,4}})[.)][ \t]*+({_BRACKETED})", re.IGNORECASE | re.MULTILINE
 )
+_MARKED = re.compile(r"[\[\]]|[^\W\d]")
 _DIGITS = re.compile(r"\d+")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’"}
 
@@ -158,7 +160,7 @@ def _best_chain(text: str, count: int, truncated: bool) -> list[int]:
     text = text.translate(_PLAIN)
     if truncated:
         # The last number may have lost digits.
-        text = re.sub(r"\d+\Z", "", text.rstrip())
+        text = re.sub(r"(?<!\d)\d+\Z", "", text.rstrip())
     unmarked = _MARKER.sub("", text)
     best: list[int] = []
     for chains in (_rankings(text, unmarked), _rows(unmarked, count)):
@@ -175,9 +177,9 @@ def _rankings(text: str, unmarked: str) -> Iterator[list[int]]:
     listed = [(int(match[1]), _numbers(match[2])) for match in _NUMBERED.finditer(text)]
     if len(listed) > 1 and all(place == i for i, (place, _) in enumerate(listed, start=1)):
         yield [number for _, numbers in listed for number in numbers]
-    for match in _CHAIN.finditer(unmarked):
-        bare = not any(mark in match.group() for mark in "[]cC")
-        if ">" in match.group() and (not bare or _stands_alone(match)):
+    for match in _RUN.finditer(unmarked):
+        marked = _MARKED.search(match.group())
+        if ">" in match.group() and (marked or _stands_alone(match)):
             yield _numbers(match.group())
 
 
@@ -196,7 +198,7 @@ def _stands_alone(match: re.Match[str]) -> bool:
     text, start, end = match.string, match.start(), match.end()
     stop = text.find("\n", end)
     before = text[text.rfind("\n", 0, start) + 1 : start].rstrip(" \t({[")
-    after = text[end : stop if stop >= 0 else len(text)].strip(" \t.,;!)}]")
+    after = text[end : stop if stop >= 0 else len(text)].strip(" \t.,;!)}]>[")
     return not after and (not before or before.endswith(":"))
 
 
@@ -214,7 +216,7 @@ def _mentions_more(text: str, chain: Sequence[int]) -> bool:
 
 
 def _no_ranking(answer: str, count: int, truncated: bool) -> Outcome:
-    if _REFUSAL.match(answer):
+    if _DECLINES.match(answer):
         return Status.REFUSED, None, "the model declined"
     if truncated:
         return Status.TRUNCATED, None, "the token limit was reached before any ranking"
@@ -257,7 +259,7 @@ def _written(reply: Reply, keep: str) -> Outcome:
         if cut:
             return Status.TRUNCATED, None, "the token limit was reached before any text"
         return Status.MALFORMED, None, "the reply is empty"
-    if _REFUSAL.match(text):
+    if _REFUSES.match(text):
         return Status.REFUSED, None, "the model declined"
     written = Written(text, _logprob(reply))
     if cut:

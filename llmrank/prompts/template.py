@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jinja2
 from jinja2 import meta
@@ -25,9 +26,31 @@ PLACEHOLDERS: Mapping[Kind, frozenset[str]] = {
     "likelihood": frozenset({"query", "passage"}),
 }
 
+# What an expression in a template can raise; a loop too long for the sandbox is an OverflowError.
+_RENDERING = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
 _ENVIRONMENT = ImmutableSandboxedEnvironment(
     undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True
 )
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A passage as a template sees it: its number (from 1) and its text."""
+
+    number: int
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class Turn(BaseModel):
@@ -72,14 +95,19 @@ class Template(BaseModel):
     sha256: str = ""
 
     @cached_property
-    def compiled(self) -> tuple[jinja2.Template, ...]:
-        """The template's texts, ready to render."""
-        return tuple(_ENVIRONMENT.from_string(text) for text in self._texts)
+    def _compiled(self) -> tuple[jinja2.Template, ...]:
+        return tuple(_ENVIRONMENT.from_string(text) for text in (*self._texts, self.target))
 
-    @cached_property
-    def compiled_target(self) -> jinja2.Template:
-        """The continuation whose likelihood is asked for, ready to render."""
-        return _ENVIRONMENT.from_string(self.target)
+    def fill(self, values: Mapping[str, Any]) -> tuple[list[str], str]:
+        """The texts with the values in their places, one per message, and the target.
+
+        Raises `InputError` for an expression that fails or reaches for Python internals.
+        """
+        try:
+            *texts, target = [compiled.render(values) for compiled in self._compiled]
+        except _RENDERING as error:
+            raise InputError(f"prompt {self.name!r} cannot be filled: {error}") from error
+        return [text.strip("\n") for text in texts], target
 
     @property
     def _texts(self) -> tuple[str, ...]:
@@ -95,7 +123,8 @@ class Template(BaseModel):
             raise InputError("`labels` belong to grade templates, all of them", path=path)
         if (self.ask == "write") != bool(self.inputs):
             raise InputError("`inputs` belong to write templates, all of them", path=path)
-        used = self._placeholders(path)
+        self._check_labels(path)
+        used = self._placeholders(path, *self._texts, self.target)
         expected = PLACEHOLDERS.get(self.ask, frozenset(self.inputs))
         if used != expected:
             raise InputError(
@@ -103,10 +132,39 @@ class Template(BaseModel):
                 path=path,
                 remedy=f"a template for `{self.ask}` uses exactly {sorted(expected)}",
             )
+        if self.messages and all(turn.role != "user" for turn in self.messages):
+            raise InputError("no message has the role `user`", path=path)
+        if self.target and "query" in self._placeholders(path, *self._texts):
+            raise InputError("the query stands before `target` and gives it away", path=path)
+        if self.target and "passage" in self._placeholders(path, self.target):
+            raise InputError("`target` is the query alone, without the passage", path=path)
+        if self.ask != "write":
+            self._try(path)
 
-    def _placeholders(self, path: Path) -> frozenset[str]:
+    def _try(self, path: Path) -> None:
+        """Fill with stand-ins, so that a failing expression is found before anything is paid."""
+        passages = (Passage(1, "a passage"), Passage(2, "a passage"))
         try:
-            texts = (*self._texts, self.target)
+            self.fill({"query": "a query", "passage": "a passage", "passages": passages})
+        except InputError as error:
+            raise InputError(str(error), path=path) from error
+
+    def _check_labels(self, path: Path) -> None:
+        """Every label needs forms of its own: a shared one would count for both."""
+        if self.labels and len(self.labels) < 2:
+            raise InputError("`labels` needs two labels or more", path=path)
+        owners: dict[str, str] = {}
+        for label, forms in self.labels.items():
+            if not forms or not all(form.strip() for form in forms):
+                raise InputError(f"label {label!r} has no text", path=path)
+            for form in forms:
+                owner = owners.setdefault(form.strip().casefold(), label)
+                if owner != label:
+                    problem = f"labels {owner!r} and {label!r} share the form {form!r}"
+                    raise InputError(problem, path=path)
+
+    def _placeholders(self, path: Path, *texts: str) -> frozenset[str]:
+        try:
             return frozenset().union(
                 *(meta.find_undeclared_variables(_ENVIRONMENT.parse(text)) for text in texts)
             )
@@ -141,11 +199,13 @@ def load(name: str | Path) -> Template:
     try:
         raw = path.read_bytes()
         content = tomllib.loads(raw.decode())
-        template = Template(
-            **{**content, "name": path.stem, "sha256": hashlib.sha256(raw).hexdigest()}
-        )
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"cannot read the prompt: {error}", path=path) from error
+    derived: dict[str, Any] = {"name": path.stem, "sha256": hashlib.sha256(raw).hexdigest()}
+    if given := sorted(derived.keys() & content.keys()):
+        raise InputError(f"`{given[0]}`: not for a prompt file to say", path=path)
+    try:
+        template = Template(**content, **derived)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

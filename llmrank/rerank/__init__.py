@@ -13,7 +13,7 @@ from typing import Any
 
 from llmrank import spec
 from llmrank.errors import SpecError
-from llmrank.plan import Ask, Grade, Likelihood, Order, Plan, persistent
+from llmrank.plan import Ask, Grade, Likelihood, Order, Pick, Plan, persistent
 from llmrank.rerank.listwise import sliding
 from llmrank.rerank.pointwise import likelihood, yesno
 from llmrank.types import Candidate, Ordering, Query
@@ -65,10 +65,14 @@ class Method:
         return METHODS[self.name]
 
     def plan(self, query: Query, candidates: Sequence[Candidate]) -> Plan[Ordering]:
-        """Rerank the first `depth` candidates; malformed replies are asked for once more."""
+        """Rerank the first `depth` candidates.
+
+        Replies in words that cannot be used are asked for once more; a probability would come out
+        the same again.
+        """
         head = candidates[: self.depth]
         inner = self.family.plan(query, head, **self.parameters)
-        ordering = yield from persistent(inner)
+        ordering = yield from persistent(inner) if self.family.asks in (Order, Pick) else inner
         rest = range(len(head), len(candidates))
         return Ordering((*ordering.order, *rest), (*ordering.scores, *(None for _ in rest)))
 

@@ -1,0 +1,53 @@
+"""What holds for every test: no network but loopback, no model from a hub."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before any test imports the library that reads it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "LLMRANK_BASE_URL", "LLMRANK_MODEL"):
+    os.environ.pop(name, None)
+
+_connect = socket.socket.connect
+_connect_ex = socket.socket.connect_ex
+
+
+def _guarded(connect: Callable[..., Any]) -> Callable[..., Any]:
+    def guard(self: socket.socket, address: Any) -> Any:  # noqa: ANN401 - as the socket takes it
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            host = str(address[0])
+            if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+                raise RuntimeError(f"a test wanted to connect to {host}")
+        return connect(self, address)
+
+    return guard
+
+
+@pytest.fixture(autouse=True, scope="session")
+def only_loopback() -> None:
+    """Refuse every connection that leaves this machine."""
+    setattr(socket.socket, "connect", _guarded(_connect))  # noqa: B010 - mypy forbids assignment
+    setattr(socket.socket, "connect_ex", _guarded(_connect_ex))  # noqa: B010
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real judged collections beside the checkout; the test is skipped where there are none."""
+    folder = (Path(__file__).parents[1] / "../shared/data").resolve()
+    if not folder.is_dir():
+        pytest.skip("shared/data is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def collection() -> Path:
+    """The hand-written example collection."""
+    return Path(__file__).parents[1] / "examples" / "collection"
