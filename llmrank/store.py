@@ -21,6 +21,8 @@ from llmrank.request import Reply
 from llmrank.types import Usage
 
 JOURNAL = "journal.sqlite"
+MOST_BESIDE = 32
+"""Journals of other runs that a run looks into: each costs a file handle and a look-up."""
 _STORED = ("text", "finish", "reasoning", "logprob", "tokens", "model", "seconds")
 
 
@@ -187,9 +189,10 @@ class RunFolder:
         self.scores = path / "scores.jsonl"
 
     def journal(self) -> Journal:
-        """This run's journal, which also looks into those of the runs beside it."""
-        others = sorted(self.path.resolve().parent.glob(f"*/{JOURNAL}"))
-        return Journal(self.path / JOURNAL, also=others)
+        """This run's journal, which also looks into those of the latest runs beside it."""
+        beside = self.path.resolve().parent.glob(f"*/{JOURNAL}")
+        latest = sorted(beside, key=lambda path: path.stat().st_mtime, reverse=True)
+        return Journal(self.path / JOURNAL, also=latest[:MOST_BESIDE])
 
     def write(self, name: str, content: Mapping[str, object]) -> None:
         """Write one JSON file of the folder, whole or not at all."""

@@ -1,0 +1,158 @@
+"""The real local models: their scores, samples and vectors do not depend on their company."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmrank import Reranker, trec
+from llmrank.backends.encoder import SentenceEncoder
+from llmrank.backends.local import LocalBackend
+from llmrank.engine import Engine, run_sync
+from llmrank.errors import LlmrankError, SpecError
+from llmrank.plan import Ask, Embed, Grade, Likelihood, Order, Write
+from llmrank.prompts import PromptSet
+from llmrank.request import Reply
+from llmrank.rerank import parse
+from llmrank.types import Candidate, Document, Ordering, Query, Status, Tally
+
+pytestmark = pytest.mark.local
+QUERY = Query("q", "why does bread rise")
+PASSAGES = (
+    "Glaciers grind rock into a fine flour that turns mountain lakes turquoise in summer.",
+    "Yeast gives off carbon dioxide, and the gas makes the dough of a loaf swell.",
+    "A bicycle stays upright because its front wheel steers into every fall, " * 8,
+    "Tides rise and fall with the moon.",
+)
+DOCUMENTS = tuple(Document(str(i), text) for i, text in enumerate(PASSAGES))
+PROMPTS = PromptSet()
+
+
+@pytest.fixture(scope="module")
+def model() -> LocalBackend:
+    pytest.importorskip("torch")
+    return LocalBackend()
+
+
+def _replies(model: LocalBackend | SentenceEncoder, asks: Sequence[Ask[Any]]) -> list[Reply]:
+    return run_sync(model.answer([PROMPTS.render(ask) for ask in asks]))
+
+
+def test_a_likelihood_is_the_same_alone_and_in_a_batch(model: LocalBackend) -> None:
+    asks = [Likelihood(QUERY, document) for document in DOCUMENTS]
+    together = [reply.logprob for reply in _replies(model, asks)]
+    alone = [_replies(model, [ask])[0].logprob for ask in asks]
+    assert together == pytest.approx(alone, abs=1e-3)
+    tokens = model.count(" " + QUERY.text)
+    assert {reply.tokens for reply in _replies(model, asks)} == {tokens}
+
+
+def test_a_likelihood_is_the_sum_of_next_token_probabilities(model: LocalBackend) -> None:
+    """The probability of a one-token target equals that of the same token as a label."""
+    request = PROMPTS.render(Likelihood(Query("q", "bread"), DOCUMENTS[1]))
+    assert model.count(request.target) == 1
+    labelled = PROMPTS.render(Grade(QUERY, DOCUMENTS[1]))
+    as_label = type(request)(
+        ask=labelled.ask, want="labels", prompt=request.prompt, labels={"x": (request.target,)}
+    )
+    scored, seen = run_sync(model.answer([request, as_label]))
+    assert scored.logprob == pytest.approx(seen.label_logprobs[request.target], abs=1e-4)
+
+
+def test_label_probabilities_are_the_same_alone_and_in_a_batch(model: LocalBackend) -> None:
+    asks = [Grade(QUERY, document) for document in DOCUMENTS]
+    for ask, reply in zip(asks, _replies(model, asks), strict=True):
+        (alone,) = _replies(model, [ask])
+        assert reply.label_logprobs == pytest.approx(alone.label_logprobs, abs=1e-3)
+        assert 0 < math.fsum(map(math.exp, reply.label_logprobs.values())) <= 1
+
+
+def test_a_sample_depends_on_its_seed_alone(model: LocalBackend) -> None:
+    asks = [Write("hyde", (("query", QUERY.text),), sample=i) for i in range(3)]
+    requests = [
+        replace(request, params=replace(request.params, max_tokens=12))
+        for request in map(PROMPTS.render, asks)
+    ]
+    together = [reply.text for reply in run_sync(model.answer(requests))]
+    alone = [run_sync(model.answer([request]))[0].text for request in reversed(requests)]
+    assert together == alone[::-1]
+    assert len(set(together)) == 3
+
+
+def test_a_prompt_that_does_not_fit_fails_alone(model: LocalBackend) -> None:
+    prompts = PromptSet(passage_words=20_000)
+    asks = [Grade(QUERY, Document("long", "word " * 9000)), Grade(QUERY, DOCUMENTS[1])]
+    requests = [prompts.render(ask) for ask in asks]
+    outcomes = [
+        prompts.parse(request, reply)
+        for request, reply in zip(requests, run_sync(model.answer(requests)), strict=True)
+    ]
+    assert [outcome.status for outcome in outcomes] == [Status.FAILED, Status.OK]
+    assert "do not fit" in outcomes[0].problem
+
+
+def test_both_drivers_agree(model: LocalBackend) -> None:
+    candidates = [Candidate(document) for document in DOCUMENTS]
+    found: list[Ordering] = []
+
+    def finished(_key: int, ordering: Ordering, _tally: Tally) -> None:
+        found.append(ordering)
+
+    engine = Engine(model, PROMPTS, in_flight=2)
+    for driver in (engine.run_lock_step, engine.run_concurrently):
+        plans = [(0, parse("likelihood").plan(QUERY, candidates))]
+        run_sync(driver(plans, finished))
+    assert found[0].order == found[1].order
+    assert found[0].scores == pytest.approx(found[1].scores, abs=1e-3)
+
+
+def test_likelihood_ranks(collection: Path) -> None:
+    """Of ten random passages and a relevant one, the relevant one is nearly always first."""
+    corpus = {document.id: document for document in trec.read_corpus(collection)}
+    qrels = trec.read_qrels(collection)
+    queries = list(trec.read_queries(collection))[:8]
+    others = list(corpus.values())[::23]
+    first = 0
+    with Reranker("local", method="likelihood") as ranker:
+        for query in queries:
+            best = max(qrels[query.id], key=lambda doc: qrels[query.id][doc])
+            wrong = [d for d in others if d.id not in qrels[query.id]]
+            first += ranker.rank(query, [*wrong, corpus[best]])[0].document.id == best
+    assert first >= 6
+
+
+def test_a_listwise_reply_of_a_tiny_model_is_an_outcome_and_loses_nobody(
+    model: LocalBackend,
+) -> None:
+    request = PROMPTS.render(Order(QUERY, DOCUMENTS))
+    (reply,) = run_sync(model.answer([request]))
+    answer = PROMPTS.parse(request, reply)
+    assert answer.status is not Status.FAILED
+    if answer.value is not None:
+        assert sorted(answer.value.order) == [0, 1, 2, 3]
+
+
+def test_vectors_are_close_where_texts_are(model: LocalBackend) -> None:
+    encoder = SentenceEncoder()
+    (one,) = _replies(encoder, [Embed(("what makes bread rise", *PASSAGES))])
+    assert one.vectors is not None
+    assert one.vectors.shape == (5, 384)
+    assert one.vectors.dtype == np.float32
+    similar = one.vectors[1:] @ one.vectors[0]
+    assert int(similar.argmax()) == 1
+    split = _replies(encoder, [Embed((text,), role="document") for text in PASSAGES])
+    again = np.concatenate([reply.vectors for reply in split if reply.vectors is not None])
+    assert np.abs(again - one.vectors[1:]).max() < 1e-4
+
+
+def test_what_cannot_be_loaded_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="dtype"):
+        LocalBackend(dtype="int3")
+    with pytest.raises(LlmrankError, match="cannot load the local model"):
+        _replies(LocalBackend(str(tmp_path)), [Likelihood(QUERY, DOCUMENTS[0])])
