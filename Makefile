@@ -33,7 +33,7 @@ demo: install  ## Search, rerank with a real local model and evaluate a small co
 	@$(BIN)/python examples/demo.py --collection $(COLLECTION) --out $(DEMO)
 
 test: install  ## Run all tests but those that need a server
-	$(BIN)/python -m pytest -n auto -m 'not vllm'
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not vllm'
 
 check: install format-check lint types imports unit  ## Format, lint, types, imports, quick tests, README
 
@@ -50,7 +50,7 @@ types:
 imports:
 	$(BIN)/lint-imports
 unit:
-	$(BIN)/python -m pytest -n auto -m 'not vllm and not slow and not local'
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not vllm and not slow and not local'
 
 $(VLLM_VENV)/.installed: requirements/torch.txt requirements/vllm.txt
 	$(PYTHON) -m venv $(VLLM_VENV)

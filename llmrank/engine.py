@@ -49,11 +49,12 @@ class _Running(Generic[K, T]):
         self.drive = Drive(plan)
         self._outcomes: Counter[Status] = Counter()
         self._usage = Usage()
-        self._reused = self._cut = 0
+        self._reused = self._cut = self._failures = 0
 
     def count(self, answer: Answer[Any]) -> None:
         self._outcomes[answer.status] += 1
         self._cut += answer.cut
+        self._failures += answer.value is None and answer.status is not Status.UNASKED
         self._reused += answer.reused
         if not answer.reused:
             self._usage += answer.usage
@@ -61,7 +62,9 @@ class _Running(Generic[K, T]):
     @property
     def tally(self) -> Tally:
         outcomes = {status: self._outcomes[status] for status in Status if self._outcomes[status]}
-        return Tally(outcomes, self.drive.rounds, self._reused, self._cut, self._usage)
+        return Tally(
+            outcomes, self.drive.rounds, self._reused, self._cut, self._usage, self._failures
+        )
 
 
 class _Frontier(Generic[K, T]):

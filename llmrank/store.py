@@ -21,6 +21,16 @@ from llmrank.request import Reply
 from llmrank.types import Usage
 
 JOURNAL = "journal.sqlite"
+MANIFEST = "manifest.json"
+RESULTS = (
+    "run.trec",
+    "scores.jsonl",
+    "expansions.jsonl",
+    "examples.jsonl",
+    "queries.jsonl",
+    "qrels/train.tsv",
+    "summary.json",
+)
 MOST_BESIDE = 32
 """Journals of other runs that a run looks into: each costs a file handle and a look-up."""
 _STORED = ("text", "finish", "reasoning", "logprob", "tokens", "model", "seconds")
@@ -177,22 +187,29 @@ def _decode(blob: bytes) -> Reply:
 class RunFolder:
     """One run: `manifest.json`, `run.trec`, `scores.jsonl`, `summary.json` and the journal.
 
-    The folder is readable by its owner alone, as it holds what was sent to the model.
+    The folder is readable by its owner alone, as it holds what was sent to the model. One that
+    holds something else is refused, as a run replaces files by names that are common.
     """
 
     def __init__(self, path: Path) -> None:
+        remedy = "choose another --out"
         if path.exists() and not path.is_dir():
-            raise InputError("the run folder is a file", path=path, remedy="choose another --out")
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            raise InputError("the run folder is a file", path=path, remedy=remedy)
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            found = {inside.name for inside in path.iterdir() if not inside.name.startswith(".")}
+        except OSError as error:
+            told = error.strerror or str(error)
+            raise InputError(f"cannot be a run folder: {told}", path=path, remedy=remedy) from error
+        if found and not found & {JOURNAL, MANIFEST}:
+            raise InputError("the folder holds something else", path=path, remedy=remedy)
         self.path = path
         self.run = path / "run.trec"
         self.scores = path / "scores.jsonl"
 
     def journal(self) -> Journal:
         """This run's journal, which also looks into those of the latest runs beside it."""
-        beside = self.path.resolve().parent.glob(f"*/{JOURNAL}")
-        latest = sorted(beside, key=lambda path: path.stat().st_mtime, reverse=True)
-        return Journal(self.path / JOURNAL, also=latest[:MOST_BESIDE])
+        return Journal(self.path / JOURNAL, also=beside(self.path))
 
     def write(self, name: str, content: Mapping[str, object]) -> None:
         """Write one JSON file of the folder, whole or not at all."""
@@ -206,8 +223,14 @@ class RunFolder:
 
     def forget(self) -> None:
         """Take away the results of an earlier run, so that none is mistaken for this one's."""
-        for path in (self.run, self.scores, self.path / "summary.json"):
-            path.unlink(missing_ok=True)
+        for name in RESULTS:
+            (self.path / name).unlink(missing_ok=True)
+
+
+def beside(folder: Path) -> list[Path]:
+    """The journals a run in this folder would look into, the latest first."""
+    found = folder.resolve().parent.glob(f"*/{JOURNAL}")
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)[:MOST_BESIDE]
 
 
 def write_whole(path: Path, text: str) -> None:

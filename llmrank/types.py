@@ -112,13 +112,18 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What a plan cost: asks by outcome, rounds one after another, tokens, passages cut short."""
+    """What a plan cost: asks by outcome, rounds one after another, tokens, passages cut short.
+
+    `failures` are the asks that ended without anything usable, those never sent left out; a reply
+    that was cut off may still be usable. `reused` answers came from the journal.
+    """
 
     outcomes: Mapping[Status, int] = field(default_factory=dict)
     rounds: int = 0
     reused: int = 0
     cut: int = 0
     usage: Usage = Usage()
+    failures: int = 0
 
     def __add__(self, other: Tally) -> Tally:
         statuses = [s for s in Status if s in self.outcomes or s in other.outcomes]
@@ -128,18 +133,13 @@ class Tally:
             self.reused + other.reused,
             self.cut + other.cut,
             self.usage + other.usage,
+            self.failures + other.failures,
         )
 
     @property
     def asks(self) -> int:
         """How many asks were answered, from the model or from the journal."""
         return sum(self.outcomes.values()) - self.outcomes.get(Status.UNASKED, 0)
-
-    @property
-    def failures(self) -> int:
-        """How many asks ended without anything usable, those that were never sent left out."""
-        lost = (Status.MALFORMED, Status.REFUSED, Status.TRUNCATED, Status.FAILED)
-        return sum(self.outcomes.get(status, 0) for status in lost)
 
     @property
     def unasked(self) -> int:

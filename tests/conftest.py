@@ -11,10 +11,21 @@ from typing import Any
 
 import pytest
 
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    # Two workers that each compute with every core are far slower than with one core each.
+    os.environ["OMP_NUM_THREADS"] = "1"
 # Before any test imports the library that reads it.
 os.environ["HF_HUB_OFFLINE"] = "1"
 for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "LLMRANK_BASE_URL", "LLMRANK_MODEL"):
     os.environ.pop(name, None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the real local model share one worker, so that it is loaded once."""
+    for item in items:
+        if item.get_closest_marker("local"):
+            item.add_marker(pytest.mark.xdist_group("local"))
+
 
 _connect = socket.socket.connect
 _connect_ex = socket.socket.connect_ex

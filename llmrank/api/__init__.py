@@ -19,7 +19,7 @@ from llmrank.api.generation import (
 from llmrank.api.reranker import Passage, Reranker, default_method
 from llmrank.api.retriever import Retriever
 from llmrank.api.runs import Inputs, RunInput, demand, rerank_run
-from llmrank.api.session import Session, Settings
+from llmrank.api.session import Session, Settings, check
 from llmrank.backends.wrappers import Caps
 from llmrank.types import Query, Ranking
 
@@ -35,6 +35,7 @@ __all__ = [
     "Session",
     "Settings",
     "arerank",
+    "check",
     "default_method",
     "demand",
     "demonstrations",

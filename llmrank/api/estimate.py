@@ -39,6 +39,7 @@ class StandIn(Oracle):
 
     def __init__(self, model: Model, journal: Journal | None) -> None:
         super().__init__({})
+        self.wants = model.wants
         self._model, self._journal = model, journal
         self.usage = Usage()
         self.calls = self.known = 0

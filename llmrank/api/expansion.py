@@ -24,7 +24,7 @@ def expand(
     progress: Progress | None = None,
 ) -> tuple[list[Expansion], Tally]:
     """Expand queries; expansions stand in the order of the queries."""
-    session.check(Write, *([Embed] if expander.family.first_stage == "dense" else []))
+    check(session, expander)
     done: dict[int, Expansion] = {}
     total = Tally()
 
@@ -37,6 +37,13 @@ def expand(
 
     session.run_sync(((i, expander.plan(q)) for i, q in enumerate(queries)), finished)
     return [done[i] for i in range(len(done))], total
+
+
+def check(session: Session, expander: Expander) -> None:
+    """Raise unless the session's model and encoder can answer what an expansion asks."""
+    session.check(Write, expander.name)
+    if expander.family.first_stage == "dense":
+        session.check(Embed)
 
 
 def expand_run(
@@ -52,6 +59,7 @@ def expand_run(
 ) -> Tally:
     """Expand queries into a folder: `expansions.jsonl`, and with a retriever `run.trec`."""
     started = time.time()
+    check(session, expander)
     folder.forget()
     expansions, tally = expand(session, expander, queries, progress=progress)
     trec.write_jsonl(folder.path / "expansions.jsonl", map(record, expansions))

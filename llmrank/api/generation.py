@@ -16,7 +16,15 @@ from llmrank.errors import InputError
 from llmrank.plan import Write
 from llmrank.prompts import Template
 from llmrank.store import RunFolder
-from llmrank.synth import Demonstration, Draft, Verdict, length, round_trip, write_queries
+from llmrank.synth import (
+    Demonstration,
+    Draft,
+    Verdict,
+    complete,
+    length,
+    round_trip,
+    write_queries,
+)
 from llmrank.synth.filters import Search
 from llmrank.synth.queries import TASK
 from llmrank.types import Document, Tally
@@ -88,10 +96,10 @@ def generate(
 ) -> tuple[list[Example], Tally]:
     """Write queries for documents and filter them; examples stand in the order of the documents.
 
-    `search` is the first stage of the round-trip filter. A filter after one that failed is not
-    run, so its verdict is absent.
+    `search` is the first stage of the round-trip filter, which is run only for queries that the
+    cheaper filters passed.
     """
-    session.check(Write)
+    session.check(Write, TASK)
     recipe = recipe or Recipe()
     done: dict[int, list[Draft]] = {}
     total = Tally()
@@ -119,10 +127,10 @@ def generate(
 def _verdicts(draft: Draft, search: Search, k: int) -> tuple[Verdict, ...]:
     if not draft.query:
         return ()
-    first = length(draft.query)
-    if not first.passed:
-        return (first,)
-    return first, round_trip(draft.query, draft.document.id, search, k=k)
+    cheap = (complete(draft.answer.status), length(draft.query))
+    if not all(verdict.passed for verdict in cheap):
+        return cheap
+    return *cheap, round_trip(draft.query, draft.document.id, search, k=k)
 
 
 def generate_folder(

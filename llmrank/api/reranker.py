@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from types import TracebackType
 from typing import cast
@@ -134,6 +136,8 @@ def _job(
     number: str, query: str | Query, passages: Iterable[Passage]
 ) -> tuple[Query, Sequence[Candidate]]:
     asked = Query(number, query) if isinstance(query, str) else query
+    if not isinstance(asked, Query):
+        raise InputError(f"the query is {type(query).__name__}", remedy="give a str or a Query")
     if not asked.text.strip():
         raise InputError(f"query {asked.id!r} has no text")
     return asked, candidates_from(asked, passages)
@@ -146,7 +150,7 @@ def candidates_from(query: Query, passages: Iterable[Passage]) -> list[Candidate
     these passages stands in for the first stage's. Two passages may have equal texts, but an id
     given twice is an `InputError`.
     """
-    found = [_candidate(str(i), passage) for i, passage in enumerate(passages)]
+    found = candidates(passages)
     seen: set[str] = set()
     for candidate in found:
         if candidate.document.id in seen:
@@ -158,6 +162,15 @@ def candidates_from(query: Query, passages: Iterable[Passage]) -> list[Candidate
     return found
 
 
+def candidates(passages: Iterable[Passage]) -> list[Candidate]:
+    """Passages as candidates; one without an id gets its position, from 0."""
+    if isinstance(passages, str | Mapping) or not isinstance(passages, Iterable):
+        raise InputError(
+            f"expected several passages, not {type(passages).__name__}", remedy="give a list"
+        )
+    return [_candidate(str(i), passage) for i, passage in enumerate(passages)]
+
+
 def _candidate(position: str, passage: Passage) -> Candidate:
     if isinstance(passage, Candidate):
         return passage
@@ -167,16 +180,23 @@ def _candidate(position: str, passage: Passage) -> Candidate:
         return Candidate(Document(position, passage))
     if not isinstance(passage, Mapping) or not isinstance(passage.get("text"), str):
         raise InputError(
-            f"passage {position} is {type(passage).__name__}",
+            f"passage {position} is {_told(passage)}",
             remedy="give a str, a mapping with 'text', a Document or a Candidate",
         )
     fields = dict(passage)
-    given = fields.pop("id", fields.pop("_id", position))
+    ids = (fields.pop("id", None), fields.pop("_id", None), position)
+    given = next(value for value in ids if value is not None)
     text, title = cast("str", fields.pop("text")), str(fields.pop("title", "") or "")
     score = fields.pop("score", 0.0)
-    if not isinstance(score, int | float):
-        raise InputError(f"the score of passage {position} is not a number: {score!r}")
+    if not isinstance(score, Real) or not math.isfinite(score):
+        raise InputError(f"the score of passage {position} is not a finite number: {score!r}")
     return Candidate(Document(str(given), text, title, fields), float(score))
+
+
+def _told(passage: object) -> str:
+    if isinstance(passage, Mapping):
+        return f"a mapping with the keys {', '.join(map(str, passage)) or 'none'}"
+    return type(passage).__name__
 
 
 def hits(candidates: Sequence[Candidate], ordering: Ordering) -> tuple[Hit, ...]:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
 
-from llmrank.backends import Model, connect_encoder
+from llmrank.api.closing import Lifeline
+from llmrank.api.reranker import Passage, candidates
+from llmrank.api.session import Settings, patient
+from llmrank.backends import connect_encoder
 from llmrank.engine import run_sync
 from llmrank.errors import BackendError, InputError
 from llmrank.expand import Expansion
 from llmrank.plan import Embed, Vectors
-from llmrank.request import Request
+from llmrank.request import Backend, Request
 from llmrank.retrieve import ANALYZERS, BM25Index, DenseIndex, minmax, reciprocal_rank
+from llmrank.store import write_whole
 from llmrank.types import Candidate, Document, Query
 
 FirstStage = Literal["bm25", "dense", "hybrid"]

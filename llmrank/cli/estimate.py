@@ -2,53 +2,46 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
 
-import typer
+import llmrank.cli.options as o
+import llmrank.cli.screen as screen
+from llmrank.cli.rerank import UNNAMED
 
-from llmrank.cli import options as o
-from llmrank.cli import screen
 
-
+@o.with_model(sends=False)
 def estimate(
     run: o.Run,
     corpus: o.Corpus,
     queries: o.Queries,
-    method: Annotated[
-        str | None, typer.Option(help="Such as sliding(window=20)@100.", show_default=False)
-    ] = None,
-    model: o.Model = None,
-    base_url: o.BaseUrl = None,
+    settings: o.Settings,
+    method: o.Method = None,
     limit: o.Limit = None,
-    prompt: o.Prompt = None,
-    passage_words: o.PassageWords = None,
-    prices: o.Prices = "",
     out: o.Out = None,
     as_json: o.Json = False,
 ) -> None:
     """Count the calls, tokens, money and rounds of a rerank run before anything is sent.
 
-    Give the flags of the rerank command; with its --out, answers already in that folder's journal,
-    or in those beside it, are known and cost nothing.
+    Give the flags of the rerank command, --out too: answers that its journal or those beside it
+    have are known and cost nothing.
     """
+    from tempfile import TemporaryDirectory
+
     from llmrank import api, rerank, trec
     from llmrank.backends import connect
-    from llmrank.store import JOURNAL, RunFolder
+    from llmrank.store import JOURNAL, Journal, beside
 
-    settings = o.settings(
-        model=model,
-        base_url=base_url,
-        prompt=prompt,
-        passage_words=passage_words,
-        prices=prices,
-    )
-    identity = connect(model, base_url=base_url).identity
+    identity = connect(settings.model, base_url=settings.base_url).identity
     chosen = rerank.parse(method) if method else api.default_method(identity)
-    journal = RunFolder(out).journal() if out and (out / JOURNAL).exists() else None
-    with trec.rereadable(run) as first:
+    folder = out or UNNAMED
+    with trec.rereadable(run) as first, TemporaryDirectory(prefix="llmrank-") as scratch:
         inputs = api.Inputs(api.RunInput(first, corpus, queries, limit), chosen.depth)
-        found = api.estimate(settings, chosen, inputs, journal)
+        # A journal of its own, so that looking leaves the run's folder as it is.
+        also = [folder / JOURNAL, *beside(folder)]
+        with closing(Journal(Path(scratch) / JOURNAL, also)) as journal:
+            found = api.estimate(settings, chosen, inputs, journal)
     if as_json:
         screen.show({"method": str(chosen), "model": identity, **asdict(found)})
         return
@@ -63,7 +56,12 @@ def estimate(
             ["rounds, longest query", f"{found.rounds:,}"],
             ["prompt tokens", f"{found.usage.prompt_tokens:,}"],
             ["completion tokens, at most", f"{found.usage.completion_tokens:,}"],
-            ["cost, at most", f"{found.cost:.4f}" if prices else "give --prices IN,OUT"],
+            [
+                "cost, at most",
+                f"{found.cost:.4f}"
+                if settings.caps.prompt_price or settings.caps.completion_price
+                else "give --prices IN,OUT",
+            ],
             ["passages cut", f"{found.passages_cut:,}"],
         ],
     )

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmrank.cli import options as o
-from llmrank.cli import screen
+import llmrank.cli.options as o
+import llmrank.cli.screen as screen
 
 if TYPE_CHECKING:
     from llmrank.evaluate import Evaluation
@@ -21,7 +21,8 @@ def evaluate(
         str | None, typer.Option(help="The run to compare with; default: the first.")
     ] = None,
     relevant: Annotated[
-        int, typer.Option(help="Lowest grade that counts for MAP, MRR, Recall (2 for TREC DL).")
+        int,
+        typer.Option(min=1, help="Lowest grade that counts for MAP, MRR, Recall (2 for TREC DL)."),
     ] = 1,
     judged_in_all: Annotated[
         bool, typer.Option("--common", help="Only the queries that all runs have.")

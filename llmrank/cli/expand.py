@@ -8,32 +8,25 @@ from typing import Annotated
 
 import typer
 
-from llmrank.cli import options as o
-from llmrank.cli import screen, search
+import llmrank.cli.options as o
+import llmrank.cli.screen as screen
+import llmrank.cli.search as search
 
 UNNAMED = Path("runs/expand")
 
 
+@o.with_model(embeds=True)
 def expand(
     queries: o.Queries,
+    settings: o.Settings,
+    max_failures: float,
     method: Annotated[str, typer.Option(help="Such as query2doc(n=1) or hyde(n=4).")] = "query2doc",
     corpus: Annotated[
         str | None, typer.Option(help="Search this corpus with the expanded queries.")
     ] = None,
     index: search.Index = None,
     k: search.K = 100,
-    model: o.Model = None,
-    base_url: o.BaseUrl = None,
-    encoder: o.Encoder = None,
-    encoder_url: o.EncoderUrl = None,
     limit: o.Limit = None,
-    prompt: o.Prompt = None,
-    in_flight: o.InFlight = 32,
-    max_calls: o.MaxCalls = None,
-    max_tokens: o.MaxTokens = None,
-    max_cost: o.MaxCost = None,
-    prices: o.Prices = "",
-    max_failures: o.MaxFailures = 0.1,
     out: o.Out = None,
     as_json: o.Json = False,
 ) -> None:
@@ -46,30 +39,25 @@ def expand(
 
     from llmrank import api, trec
     from llmrank import expand as expansion
+    from llmrank.backends import connect
+    from llmrank.plan import Write
     from llmrank.store import RunFolder
 
     expander = expansion.parse(method)
-    settings = o.settings(
-        model=model,
-        base_url=base_url,
-        encoder=encoder,
-        encoder_url=encoder_url,
-        prompt=prompt,
-        in_flight=in_flight,
-        max_calls=max_calls,
-        max_tokens=max_tokens,
-        max_cost=max_cost,
-        prices=prices,
-    )
     started = time.perf_counter()
-    folder = RunFolder(out or UNNAMED)
     first_stage = expander.family.first_stage
+    writer = connect(settings.model, base_url=settings.base_url)
+    api.check(settings, writer, Write, expander.name)
+    screen.note(f"{expander} by {writer.identity}, into {out or UNNAMED}")
     asked = list(islice(trec.read_queries(queries), limit))
     retriever = None
     if corpus is not None:
-        retriever = search.open_retriever(corpus, first_stage, index, encoder, encoder_url)
-    with api.Session(settings, folder.journal(), embeds=first_stage == "dense") as session:
-        screen.note(f"{expander} by {session.model.identity}, into {folder.path}")
+        retriever = search.open_retriever(
+            corpus, first_stage, index, settings.encoder, settings.encoder_url
+        )
+    folder = RunFolder(out or UNNAMED)
+    dense = first_stage == "dense"
+    with api.Session(settings, folder.journal(), model=writer, embeds=dense) as session:
         with screen.progress("queries", len(asked)) as progress:
             tally = api.expand_run(
                 session, expander, asked, folder, retriever, source=queries, k=k, progress=progress

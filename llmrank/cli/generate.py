@@ -8,15 +8,19 @@ from typing import Annotated
 
 import typer
 
-from llmrank.cli import options as o
-from llmrank.cli import screen, search
+import llmrank.cli.options as o
+import llmrank.cli.screen as screen
+import llmrank.cli.search as search
 from llmrank.errors import InputError
 
 UNNAMED = Path("runs/generate")
 
 
+@o.with_model()
 def generate(
     corpus: o.Corpus,
+    settings: o.Settings,
+    max_failures: float,
     documents: Annotated[int, typer.Option(help="Write for N documents, drawn at random.")] = 100,
     per_document: Annotated[int, typer.Option(help="Queries to write per document.")] = 1,
     round_trip: Annotated[
@@ -28,15 +32,6 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the choice of documents.")] = 0,
     index: search.Index = None,
-    model: o.Model = None,
-    base_url: o.BaseUrl = None,
-    prompt: o.Prompt = None,
-    in_flight: o.InFlight = 32,
-    max_calls: o.MaxCalls = None,
-    max_tokens: o.MaxTokens = None,
-    max_cost: o.MaxCost = None,
-    prices: o.Prices = "",
-    max_failures: o.MaxFailures = 0.1,
     out: o.Out = None,
     as_json: o.Json = False,
 ) -> None:
@@ -46,27 +41,22 @@ def generate(
     in BEIR layout: queries.jsonl and qrels/train.tsv.
     """
     from llmrank import api, trec
+    from llmrank.backends import connect
+    from llmrank.plan import Write
     from llmrank.store import RunFolder
+    from llmrank.synth.queries import TASK
 
-    settings = o.settings(
-        model=model,
-        base_url=base_url,
-        prompt=prompt,
-        in_flight=in_flight,
-        max_calls=max_calls,
-        max_tokens=max_tokens,
-        max_cost=max_cost,
-        prices=prices,
-    )
     started = time.perf_counter()
-    folder = RunFolder(out or UNNAMED)
+    writer = connect(settings.model, base_url=settings.base_url)
+    api.check(settings, writer, Write, TASK)
+    shown = api.demonstrations(examples) if examples else ()
     chosen = api.draw(trec.read_corpus(corpus), documents, seed)
     if not chosen:
         raise InputError("no document with a text", path=corpus)
     retriever = search.open_retriever(corpus, "bm25", index, None, None)
-    shown = api.demonstrations(examples) if examples else ()
     recipe = api.Recipe(n=per_document, k=round_trip, examples=shown, seed=seed)
-    with api.Session(settings, folder.journal()) as session:
+    folder = RunFolder(out or UNNAMED)
+    with api.Session(settings, folder.journal(), model=writer) as session:
         screen.note(f"{len(chosen)} documents, {session.model.identity}, into {folder.path}")
         with screen.progress("documents", len(chosen)) as progress:
             made, tally = api.generate_folder(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-
-from llmrank.cli import options as o
-from llmrank.cli import screen
+import llmrank.cli.options as o
+import llmrank.cli.screen as screen
 
 
 def methods(as_json: o.Json = False) -> None:
-    """List the reranking and expansion methods: parameters, asks, cost for n candidates, source."""
+    """List the reranking and expansion methods: asks, calls and rounds for n candidates, source."""
     from llmrank import expand, rerank
 
     rows = [
@@ -18,7 +16,7 @@ def methods(as_json: o.Json = False) -> None:
             "ask": family.asks.__name__,
             "calls": family.calls,
             "rounds": family.rounds,
-            "about": inspect.getdoc(family.plan) or "",
+            "source": family.source,
         }
         for name, family in rerank.METHODS.items()
     ]
@@ -26,7 +24,7 @@ def methods(as_json: o.Json = False) -> None:
         {
             "method": str(expand.Expander(name)),
             "first stage": family.first_stage,
-            "about": inspect.getdoc(family.plan) or "",
+            "source": family.source,
         }
         for name, family in expand.METHODS.items()
     ]
@@ -34,11 +32,4 @@ def methods(as_json: o.Json = False) -> None:
         screen.show({"reranking": rows, "expansion": expansions})
         return
     for title, found in (("Reranking", rows), ("Expansion", expansions)):
-        columns = [name for name in found[0] if name != "about"]
-        lines = [[*(row[c] for c in columns), _source(row["about"])] for row in found]
-        screen.table([*columns, "source"], lines, title)
-
-
-def _source(about: str) -> str:
-    """The last sentence or two of a docstring, which name the paper."""
-    return " ".join(about.rsplit("\n\n", 1)[-1].split()).rsplit(". ", 1)[-1]
+        screen.table(list(found[0]), [list(row.values()) for row in found], title)

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmrank.errors import SpecError
 
 if TYPE_CHECKING:
-    from llmrank.api import Settings
+    from llmrank.api import Settings as Settings
+else:
+    # The library is imported when a command runs, so that --help is there at once.
+    Settings = object
 
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
 DATA, MODEL, CAPS, OUTPUT = "Data", "Model", "Caps", "Output"
 
 
-def _option(*names: str, panel: str, help: str, envvar: str | None = None) -> object:
-    return typer.Option(*names, help=help, rich_help_panel=panel, envvar=envvar)
+def _option(
+    *names: str,
+    panel: str,
+    help: str,
+    envvar: str | None = None,
+    least: float | None = None,
+    most: float | None = None,
+) -> object:
+    return typer.Option(
+        *names, help=help, rich_help_panel=panel, envvar=envvar, min=least, max=most
+    )
 
 
 Run = Annotated[
@@ -29,7 +45,9 @@ Corpus = Annotated[
 Queries = Annotated[
     str, _option("--queries", panel=DATA, help="BEIR folder, JSONL, TSV or ir_datasets:NAME.")
 ]
-Limit = Annotated[int | None, _option("--limit", panel=DATA, help="Only the first N queries.")]
+Limit = Annotated[
+    int | None, _option("--limit", panel=DATA, least=1, help="Only the first N queries.")
+]
 Model = Annotated[
     str | None,
     _option(
@@ -59,10 +77,11 @@ Prompt = Annotated[
     ),
 ]
 PassageWords = Annotated[
-    int | None, _option("--passage-words", panel=MODEL, help="Show at most N words of a passage.")
+    int | None,
+    _option("--passage-words", panel=MODEL, least=1, help="Show at most N words of a passage."),
 ]
 InFlight = Annotated[
-    int, _option("--in-flight", panel=MODEL, help="Requests under way at once (servers).")
+    int, _option("--in-flight", panel=MODEL, least=1, help="Requests under way at once (servers).")
 ]
 Encoder = Annotated[
     str | None,
@@ -71,41 +90,111 @@ Encoder = Annotated[
 EncoderUrl = Annotated[
     str | None, _option("--encoder-url", panel=MODEL, help="Server of the embedding model.")
 ]
-MaxCalls = Annotated[int | None, _option("--max-calls", panel=CAPS, help="Stop after N requests.")]
-MaxTokens = Annotated[int | None, _option("--max-tokens", panel=CAPS, help="Stop at N tokens.")]
-MaxCost = Annotated[
-    float | None, _option("--max-cost", panel=CAPS, help="Stop at this amount; needs prices.")
+MaxCalls = Annotated[
+    int | None, _option("--max-calls", panel=CAPS, least=0, help="Stop after N requests.")
 ]
-MaxSeconds = Annotated[float | None, _option("--max-seconds", panel=CAPS, help="Deadline.")]
+MaxTokens = Annotated[
+    int | None, _option("--max-tokens", panel=CAPS, least=0, help="Stop at N tokens.")
+]
+MaxCost = Annotated[
+    float | None,
+    _option("--max-cost", panel=CAPS, least=0, help="Stop at this amount; needs prices."),
+]
+MaxSeconds = Annotated[
+    float | None, _option("--max-seconds", panel=CAPS, least=0, help="Deadline.")
+]
 Prices = Annotated[
     str,
     _option("--prices", panel=CAPS, help="IN,OUT: money per million prompt and completion tokens."),
 ]
 MaxFailures = Annotated[
     float,
-    _option("--max-failures", panel=CAPS, help="Exit 5 when a larger share of the answers failed."),
+    _option(
+        "--max-failures",
+        panel=CAPS,
+        least=0,
+        most=1,
+        help="Exit 5 when a larger share of the answers failed.",
+    ),
 ]
 Out = Annotated[
     Path | None,
     _option("--out", "-o", panel=OUTPUT, help="Run folder; the same one continues a run."),
 ]
+Method = Annotated[
+    str | None,
+    _option(
+        "--method",
+        panel=MODEL,
+        help="Such as sliding(window=20)@100; see llmrank methods. Default: by the model.",
+    ),
+]
 Json = Annotated[bool, _option("--json", panel=OUTPUT, help="Print the result as JSON.")]
+
+
+_SHARED: Mapping[str, tuple[object, object]] = {
+    "model": (Model, None),
+    "base_url": (BaseUrl, None),
+    "prompt": (Prompt, None),
+    "passage_words": (PassageWords, None),
+    "in_flight": (InFlight, 32),
+    "prices": (Prices, ""),
+}
+_SENDING: Mapping[str, tuple[object, object]] = {
+    "max_calls": (MaxCalls, None),
+    "max_tokens": (MaxTokens, None),
+    "max_cost": (MaxCost, None),
+    "max_seconds": (MaxSeconds, None),
+    "max_failures": (MaxFailures, 0.1),
+}
+_EMBEDDING: Mapping[str, tuple[object, object]] = {
+    "encoder": (Encoder, None),
+    "encoder_url": (EncoderUrl, None),
+}
+
+
+def with_model(
+    *, sends: bool = True, embeds: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options that choose a model; it gets them as one `settings` argument.
+
+    A command that `sends` also has the caps, and gets `max_failures`; one that `embeds` also has
+    the options of an embedding model.
+    """
+    shared = {**_SHARED, **(_SENDING if sends else {}), **(_EMBEDDING if embeds else {})}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True).parameters
+        kept = {k: p for k, p in own.items() if k not in ("settings", "max_failures")}
+        added = {
+            name: inspect.Parameter(name, _KEYWORD, default=default, annotation=annotation)
+            for name, (annotation, default) in shared.items()
+        }
+        parameters = [p.replace(kind=_KEYWORD) for p in (*kept.values(), *added.values())]
+
+        @functools.wraps(command)
+        def run(**given: Any) -> None:  # noqa: ANN401 - typer has checked every option
+            chosen = {name: given.pop(name) for name in shared}
+            if "max_failures" in chosen:
+                given["max_failures"] = chosen.pop("max_failures")
+            command(settings=settings(**chosen), **given)
+
+        run.__dict__["__signature__"] = inspect.Signature(parameters)
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
+
+    return decorate
 
 
 def settings(
     *,
-    model: str | None,
-    base_url: str | None,
-    prompt: list[str] | None = None,
-    passage_words: int | None = None,
-    in_flight: int = 32,
-    encoder: str | None = None,
-    encoder_url: str | None = None,
+    prompt: list[str] | None,
+    prices: str,
     max_calls: int | None = None,
     max_tokens: int | None = None,
     max_cost: float | None = None,
     max_seconds: float | None = None,
-    prices: str = "",
+    **given: Any,  # noqa: ANN401 - fields of Settings
 ) -> Settings:
     """The settings of a session from what was given on the command line."""
     from llmrank.api import Caps, Settings
@@ -114,14 +203,9 @@ def settings(
     if max_cost is not None and not prices:
         raise SpecError("--max-cost needs --prices IN,OUT")
     return Settings(
-        model=model,
-        base_url=base_url,
-        encoder=encoder,
-        encoder_url=encoder_url,
-        prompts=dict(_override(given) for given in prompt or []),
-        passage_words=passage_words,
-        in_flight=in_flight,
+        prompts=dict(_override(slot) for slot in prompt or []),
         caps=Caps(max_calls, max_tokens, max_cost, max_seconds, prompt_price, completion_price),
+        **given,
     )
 
 

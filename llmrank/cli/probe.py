@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from llmrank.cli import options as o
-from llmrank.cli import screen
+import llmrank.cli.options as o
+import llmrank.cli.screen as screen
 
 
 def probe(model: o.Model = None, base_url: o.BaseUrl = None, as_json: o.Json = False) -> None:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from llmrank.cli import options as o
-from llmrank.cli import screen
+import llmrank.cli.options as o
+import llmrank.cli.screen as screen
 
 app = typer.Typer(help="List, show and render prompt templates.", no_args_is_help=True)
 

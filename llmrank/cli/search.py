@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmrank.cli import options as o
-from llmrank.cli import screen
+import llmrank.cli.options as o
+import llmrank.cli.screen as screen
 
 if TYPE_CHECKING:
     from llmrank.api import Retriever
@@ -19,8 +19,10 @@ Index = Annotated[
 ]
 Analyzer = Annotated[str, typer.Option(help="BM25 analysis: english (as Lucene's) or plain.")]
 Fusion = Annotated[str, typer.Option(help="How hybrid fuses: rrf (k=60) or minmax.")]
-DenseWeight = Annotated[float, typer.Option(help="Weight of dense in minmax, from 0 to 1.")]
-K = Annotated[int, typer.Option("--k", "-k", help="Documents per query.")]
+DenseWeight = Annotated[
+    float, typer.Option(min=0, max=1, help="Weight of dense in minmax, from 0 to 1.")
+]
+K = Annotated[int, typer.Option("--k", "-k", min=1, help="Documents per query.")]
 RunFile = Annotated[str, typer.Option("--out", "-o", help="TREC run to write; - prints it.")]
 
 

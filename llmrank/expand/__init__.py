@@ -89,11 +89,12 @@ class Family:
 
     plan: Callable[..., Plan[Expansion]]
     first_stage: FirstStage
+    source: str
 
 
 METHODS: Mapping[str, Family] = {
-    "query2doc": Family(query2doc, "bm25"),
-    "hyde": Family(hyde, "dense"),
+    "query2doc": Family(query2doc, "bm25", "query2doc, arXiv 2303.07678"),
+    "hyde": Family(hyde, "dense", "HyDE, arXiv 2212.10496"),
 }
 
 

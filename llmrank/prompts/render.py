@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -114,7 +115,7 @@ class PromptSet:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             stop=sampling.stop,
-            seed=item.sample if sampling.temperature else None,
+            seed=_seed(item.sample, texts) if sampling.temperature else None,
         )
         want = WANTS[template.ask]
         if item.problem and want == "text" and template.messages:
@@ -166,6 +167,16 @@ class PromptSet:
         if isinstance(request.ask, Write):
             keep = self.template(request.ask).keep
         return replies.read(request, reply, keep=keep)
+
+
+def _seed(sample: int, texts: Sequence[str]) -> int:
+    """A seed of its own for every prompt and sample.
+
+    With one seed for all prompts a sampler draws the same noise for each, and what it writes for
+    different documents begins alike.
+    """
+    digest = hashlib.sha256(repr((sample, list(texts))).encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
 
 
 def _forms(item: Ask[Any], template: Template) -> dict[str, tuple[str, ...]]:

@@ -23,18 +23,25 @@ Reranking = Callable[..., Plan[Ordering]]
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A method before its parameters are set: what it asks, and what it costs for n candidates."""
+    """A method before its parameters are set: what it asks, and where it comes from.
+
+    `calls` and `rounds` (calls that have to wait for one another) are formulas for n >= 2
+    candidates.
+    """
 
     plan: Reranking
     asks: type[Ask[Any]]
     calls: str
     rounds: str
+    source: str
 
+
+_WINDOWS = "1 + max(0, ceil((n - window) / stride))"
 
 METHODS: Mapping[str, Family] = {
-    "likelihood": Family(likelihood, Likelihood, "n", "1"),
-    "yesno": Family(yesno, Grade, "n", "1"),
-    "sliding": Family(sliding, Order, *["1 + max(0, ceil((n - window) / stride))"] * 2),
+    "likelihood": Family(likelihood, Likelihood, "n", "1", "UPR, arXiv 2204.07496"),
+    "yesno": Family(yesno, Grade, "n", "1", "Liang et al. 2022 (HELM), arXiv 2211.09110"),
+    "sliding": Family(sliding, Order, _WINDOWS, _WINDOWS, "RankGPT, arXiv 2304.09542"),
 }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from llmrank.types import Status
+
 Search = Callable[[str, int], Sequence[tuple[str, float]]]
 """A first stage: query text and k to (document id, score) pairs, best first."""
 
@@ -15,7 +17,12 @@ class Verdict(NamedTuple):
     filter: str
     passed: bool
     value: float | None
-    bound: float
+    bound: float | None
+
+
+def complete(status: Status) -> Verdict:
+    """A query that the token limit cut off is no query."""
+    return Verdict("complete", status is not Status.TRUNCATED, None, None)
 
 
 def length(query: str, *, words: int = 3) -> Verdict:
