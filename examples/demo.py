@@ -52,7 +52,8 @@ def side_by_side(collection: Path, before: Path, after: Path) -> None:
     query_id = max(grades, key=lambda q: sum(grades[q]) - _top(old[q], qrels[q]))
     query = next(q for q in trec.read_queries(collection) if q.id == query_id)
     texts = trec.read_texts(collection, {d for d, _ in (*old[query_id], *new[query_id])})
-    say(f"\nQuery {query_id}: {query.text}   (in brackets the grade, 0 to 3; . is unjudged)\n")
+    say(f"\nThe query that gained most, {query_id}: {query.text}")
+    say("(in brackets the grade from 0 to 3; a dot is unjudged)\n")
     say(f"    {'BM25':{WIDTH}}  reranked")
     pairs = zip(old[query_id][:SHOWN], new[query_id][:SHOWN], strict=False)
     for rank, lines in enumerate(pairs, start=1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from llmrank.errors import SpecError
@@ -30,7 +31,7 @@ def split(text: str) -> Spec:
     given: dict[str, str] = {}
     for part in filter(None, (piece.strip() for piece in (match["parameters"] or "").split(","))):
         key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or key in given:
+        if not equals or not key or key in given:
             raise SpecError(f"{match['name']}: cannot read {part!r}; write parameter=value, once")
         given[key] = value
     depth = None if match["depth"] is None else int(match["depth"])
@@ -63,14 +64,27 @@ def written(name: str, parameters: Mapping[str, object]) -> str:
 
 
 def _read(place: str, value: object, default: object) -> object:
+    # A parameter whose default says nothing is a text.
+    kind = str if default is None else type(default)
     if not isinstance(value, str):
-        return value
-    if isinstance(default, bool):
+        return _taken(place, value, kind)
+    if kind is bool:
         if value.lower() not in ("true", "false"):
             raise SpecError(f"{place} must be true or false, not {value!r}")
         return value.lower() == "true"
-    kind = type(default)
     try:
         return kind(value)  # type: ignore[call-arg]
     except ValueError as error:
         raise SpecError(f"{place} must be {kind.__name__}, not {value!r}") from error
+
+
+def _taken(place: str, value: object, kind: type) -> object:
+    """A value given in Python; a number of any library is taken for one of Python's."""
+    if isinstance(value, bool) is (kind is bool):
+        if kind is int and isinstance(value, Integral):
+            return int(value)
+        if kind is float and isinstance(value, Real):
+            return float(value)
+        if isinstance(value, kind):
+            return value
+    raise SpecError(f"{place} must be {kind.__name__}, not {value!r}")

@@ -137,7 +137,8 @@ def test_journals_beside_are_read_and_left_alone(tmp_path: Path, kept: Kept) -> 
     paths = [_journal(tmp_path / "a", "k1", "both"), _journal(tmp_path / "b", "k2", "both")]
     before = [path.read_bytes() for path in paths]
     journal = kept(RunFolder(tmp_path / "mine").journal())
-    for key, text in (("k1", "a k1"), ("k2", "b k2"), ("both", "a both")):
+    # The latest of them is asked first.
+    for key, text in (("k1", "a k1"), ("k2", "b k2"), ("both", "b both")):
         found = journal.get(key)
         assert found is not None
         assert (found.text, found.reused) == (text, True)
@@ -151,7 +152,7 @@ def test_journals_beside_are_read_and_left_alone(tmp_path: Path, kept: Kept) -> 
     assert {key: told for key, told, _ in alone} == {
         "k1": {"from": "a"},
         "k2": {"from": "b"},
-        "both": {"from": "a"},
+        "both": {"from": "b"},
         "mine": {},
     }
 

@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import cast
 
 from llmrank import rerank as methods
-from llmrank.api.session import Session, Settings
+from llmrank.api.session import Session, Settings, check
+from llmrank.backends import connect
 from llmrank.backends.wrappers import Caps
 from llmrank.errors import InputError
 from llmrank.plan import Plan
@@ -61,10 +62,13 @@ class Reranker:
             in_flight=in_flight,
             caps=caps or Caps(),
         )
-        self._session = Session(settings, Journal(Path(journal)) if journal else None)
-        chosen = method or default_method(self._session.model.identity)
+        backend = connect(model, base_url=base_url)
+        chosen = method or default_method(backend.identity)
         self.method = methods.parse(chosen) if isinstance(chosen, str) else chosen
-        self._session.check(self.method.family.asks)
+        check(settings, backend, self.method.family.asks)
+        self._session = Session(
+            settings, Journal(Path(journal)) if journal else None, model=backend
+        )
 
     def rank(self, query: str | Query, passages: Iterable[Passage]) -> Ranking:
         """The passages in order of relevance, with what the ranking cost."""
@@ -152,11 +156,11 @@ def candidates_from(query: Query, passages: Iterable[Passage]) -> list[Candidate
     """
     found = candidates(passages)
     seen: set[str] = set()
-    for candidate in found:
-        if candidate.document.id in seen:
-            raise InputError(f"two passages have the id {candidate.document.id!r}")
-        seen.add(candidate.document.id)
-    if found and not any(candidate.score for candidate in found):
+    for doc_id in (c.document.id for c in found):
+        if doc_id in seen:
+            raise InputError(f"two passages have the id {doc_id!r}")
+        seen.add(doc_id)
+    if found and not any(c.score for c in found):
         scores = score_passages(query.text, [c.document.contents for c in found])
         return [Candidate(c.document, s) for c, s in zip(found, scores, strict=True)]
     return found
@@ -168,12 +172,13 @@ def candidates(passages: Iterable[Passage]) -> list[Candidate]:
         raise InputError(
             f"expected several passages, not {type(passages).__name__}", remedy="give a list"
         )
-    return [_candidate(str(i), passage) for i, passage in enumerate(passages)]
+    return [candidate(str(i), passage) for i, passage in enumerate(passages)]
 
 
-def _candidate(position: str, passage: Passage) -> Candidate:
+def candidate(position: str, passage: Passage) -> Candidate:
+    """A passage as a candidate; `position` is its id where it has none."""
     if isinstance(passage, Candidate):
-        return passage
+        return Candidate(passage.document, _number(position, passage.score))
     if isinstance(passage, Document):
         return Candidate(passage)
     if isinstance(passage, str):
@@ -187,10 +192,14 @@ def _candidate(position: str, passage: Passage) -> Candidate:
     ids = (fields.pop("id", None), fields.pop("_id", None), position)
     given = next(value for value in ids if value is not None)
     text, title = cast("str", fields.pop("text")), str(fields.pop("title", "") or "")
-    score = fields.pop("score", 0.0)
+    score = _number(position, fields.pop("score", 0.0))
+    return Candidate(Document(str(given), text, title, fields), score)
+
+
+def _number(position: str, score: object) -> float:
     if not isinstance(score, Real) or not math.isfinite(score):
         raise InputError(f"the score of passage {position} is not a finite number: {score!r}")
-    return Candidate(Document(str(given), text, title, fields), float(score))
+    return float(score)
 
 
 def _told(passage: object) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, TypeVar, get_args
@@ -13,8 +14,8 @@ from typing import Literal, TypeVar, get_args
 import numpy as np
 
 from llmrank.api.closing import Lifeline
-from llmrank.api.reranker import Passage, candidates
-from llmrank.api.session import Settings, patient
+from llmrank.api.reranker import Passage, candidate, candidates
+from llmrank.api.session import patient
 from llmrank.backends import connect_encoder
 from llmrank.engine import run_sync
 from llmrank.errors import BackendError, InputError
@@ -30,6 +31,8 @@ Fusion = Literal["rrf", "minmax"]
 Scored = tuple[str, float]
 
 EMBED_BATCH = 64
+KINDS = ("bm25", "dense")
+CORPUS = "corpus.json"
 
 Index = TypeVar("Index", BM25Index, DenseIndex)
 
@@ -37,22 +40,24 @@ Index = TypeVar("Index", BM25Index, DenseIndex)
 class Retriever:
     """Finds the documents of a corpus that a query may be about.
 
-    `documents` is any iterable of documents, read once; None opens what `index` holds. With an
-    `index` folder the index is built there once and opened from there afterwards, memory-mapped.
-    `hybrid` searches BM25 and dense and fuses the two lists, by reciprocal rank or by weighted
-    min-max (`dense_weight` against 1 - dense_weight). BM25 has k1 = .9, b = .4, Lucene's formula
-    and English analysis.
+    `documents` is any iterable of texts, mappings or documents, as a `Reranker` takes them; those
+    of a list have their texts in the results. With an `index` folder the index is built there once
+    and opened from there afterwards, memory-mapped; documents are then read only to check that they
+    are those it was built from, and None opens it without. `hybrid` searches BM25 and dense and
+    fuses the two lists, by reciprocal rank or by weighted min-max (`dense_weight` against
+    1 - dense_weight). BM25 has k1 = .9, b = .4, Lucene's formula and by default English analysis.
+    Close it, or use it as a context manager, where the embedding model is on a server.
     """
 
     def __init__(
         self,
-        documents: Iterable[Document | str] | None = None,
+        documents: Iterable[Passage] | None = None,
         *,
         first_stage: FirstStage = "bm25",
         index: str | Path | None = None,
         encoder: str | None = None,
         encoder_url: str | None = None,
-        analyzer: str = "english",
+        analyzer: str | None = None,
         fusion: Fusion = "rrf",
         dense_weight: float = 0.5,
     ) -> None:
@@ -65,16 +70,29 @@ class Retriever:
         self.first_stage, self.fusion, self.dense_weight = first_stage, fusion, dense_weight
         self._texts: dict[str, Document] = {}
         self._folder = Path(index) if index else None
+        self._encoder: Backend | None = None
         self.bm25: BM25Index | None = None
         self.dense: DenseIndex | None = None
-        corpus = self._corpus(documents)
-        if first_stage != "dense":
-            self.bm25 = self._open(
-                "bm25", corpus, BM25Index.load, lambda d: BM25Index.build(d, analyzer=analyzer)
-            )
         if first_stage != "bm25":
-            self._encoder = connect_encoder(encoder, base_url=encoder_url)
-            self.dense = self._open("dense", corpus, DenseIndex.load, self._build_dense)
+            self._encoder = patient(connect_encoder(encoder, base_url=encoder_url), in_flight=1)
+        self._open = Lifeline(self, partial(_release, self._encoder))
+        self._documents = self._kept(documents)
+        self._check_built_from()
+        if first_stage != "dense":
+            self.bm25 = self._opened(
+                "bm25",
+                BM25Index.load,
+                lambda found: BM25Index.build(found, analyzer=analyzer or "english"),
+            )
+            if analyzer not in (None, self.bm25.analyzer):
+                raise InputError(
+                    f"the index has the analyzer {self.bm25.analyzer!r}, not {analyzer!r}",
+                    path=self._folder,
+                    remedy="build another index",
+                )
+        if first_stage != "bm25":
+            self.dense = self._opened("dense", DenseIndex.load, self._build_dense)
+        self._documents = None
 
     def search(self, query: str | Query, k: int = 100) -> list[Candidate]:
         """The k best documents, best first; texts are there when they were given as documents."""
@@ -104,7 +122,24 @@ class Retriever:
 
     def embed(self, texts: Sequence[str], role: str) -> Vectors:
         """Vectors of texts: float32, shape (len(texts), dimensions)."""
+        if self._encoder is None:
+            raise InputError("this retriever has no embedding model; its first stage is bm25")
         return embed(self._encoder, texts, role)
+
+    def close(self) -> None:
+        """Close the connections to an embedding model; a second time does nothing."""
+        self._open.close()
+
+    def __enter__(self) -> Retriever:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def _fused(
         self, query: str | Mapping[str, float], vector: Vectors | None, k: int
@@ -112,7 +147,7 @@ class Retriever:
         lists: list[list[Scored]] = []
         if self.bm25 is not None:
             lists.append(self.bm25.search(query, k))
-        if self.dense is not None and vector is not None:
+        if self.dense is not None and self._encoder is not None and vector is not None:
             model = self._encoder.identity
             lists.append(self.dense.search(vector.reshape(1, -1), k, model=model)[0])
         if len(lists) == 1:
@@ -134,38 +169,57 @@ class Retriever:
     def _candidates(self, scored: Sequence[Scored]) -> list[Candidate]:
         return [Candidate(self._texts.get(i) or Document(i, ""), score) for i, score in scored]
 
-    def _corpus(
-        self, documents: Iterable[Document | str] | None
-    ) -> Callable[[], Iterable[Document]]:
-        """Documents to index; those given as a sequence are kept, so that hits have texts."""
-        if documents is None:
-            return lambda: ()
-        if isinstance(documents, Sequence):
-            kept = [
-                Document(str(i), given) if isinstance(given, str) else given
-                for i, given in enumerate(documents)
-            ]
-            self._texts = {document.id: document for document in kept}
-            return lambda: kept
-        if self.first_stage == "hybrid":
-            return self._corpus(list(documents))
-        return lambda: (
-            d if isinstance(d, Document) else Document(str(i), d) for i, d in enumerate(documents)
-        )
+    def _kept(self, documents: Iterable[Passage] | None) -> Iterable[Passage] | None:
+        """The documents, as a list where they came as one or have to be read several times."""
+        wanted = KINDS if self.first_stage == "hybrid" else (self.first_stage,)
+        passes = self._built + sum(not self._has(kind) for kind in wanted)
+        if documents is None or not (passes > 1 or isinstance(documents, Sequence | Mapping)):
+            return documents
+        kept = [candidate.document for candidate in candidates(documents)]
+        self._texts = {document.id: document for document in kept}
+        return kept
 
-    def _open(
+    @property
+    def _built(self) -> bool:
+        """Whether the folder holds an index."""
+        return any(map(self._has, KINDS))
+
+    def _has(self, kind: str) -> bool:
+        return self._folder is not None and (self._folder / kind).exists()
+
+    def _check_built_from(self) -> None:
+        """Raise where the folder has an index of other documents than those given."""
+        if self._folder is None or self._documents is None or not self._built:
+            return
+        found = _Digest()
+        for _ in found.over(self._documents):
+            pass
+        path = self._folder / CORPUS
+        recorded = path.read_text(encoding="utf-8") if path.exists() else ""
+        if recorded != found.text:
+            raise InputError(
+                "this index was built from other documents",
+                path=self._folder,
+                remedy="name another folder, or remove this one to have it built again",
+            )
+
+    def _opened(
         self,
         kind: str,
-        corpus: Callable[[], Iterable[Document]],
         load: Callable[[Path], Index],
         build: Callable[[Iterable[Document]], Index],
     ) -> Index:
         folder = None if self._folder is None else self._folder / kind
-        if folder is not None and folder.exists():
+        if folder is not None and (folder.exists() or self._documents is None):
             return load(folder)
-        index = build(corpus())
-        if folder is None:
+        if self._documents is None:
+            raise InputError("no documents to search, and no index folder")
+        digest = _Digest()
+        index = build(digest.over(self._documents))
+        if self._folder is None or folder is None:
             return index
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self._folder / CORPUS, digest.text)
         index.save(folder)
         return load(folder)
 
@@ -173,12 +227,34 @@ class Retriever:
         return DenseIndex.build(
             documents,
             lambda texts: self.embed(texts, "document"),
-            model=self._encoder.identity,
+            model=self._encoder.identity if self._encoder is not None else "",
             batch=EMBED_BATCH,
         )
 
 
-def embed(encoder: Model, texts: Sequence[str], role: str) -> Vectors:
+class _Digest:
+    """What documents an index was built from: their number and the SHA-256 of ids and texts."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._count = 0
+
+    def over(self, passages: Iterable[Passage]) -> Iterator[Document]:
+        """Pass the documents on, taking note of each."""
+        for passage in passages:
+            document = candidate(str(self._count), passage).document
+            content = json.dumps([document.id, document.contents])
+            self._hash.update(content.encode())
+            self._count += 1
+            yield document
+
+    @property
+    def text(self) -> str:
+        """As it is written beside the index."""
+        return json.dumps({"documents": self._count, "sha256": self._hash.hexdigest()}) + "\n"
+
+
+def embed(encoder: Backend, texts: Sequence[str], role: str) -> Vectors:
     """Vectors of texts from an embedding model; `BackendError` when it gives none."""
     ask = Embed(tuple(texts), role=role)
     request = Request(ask=ask, want="vectors", texts=ask.texts, role=role)
@@ -186,3 +262,8 @@ def embed(encoder: Model, texts: Sequence[str], role: str) -> Vectors:
     if reply.error or reply.vectors is None:
         raise BackendError(f"{encoder.identity} gave no vectors: {reply.error or 'empty reply'}")
     return reply.vectors
+
+
+def _release(encoder: Backend | None) -> None:
+    if encoder is not None:
+        run_sync(encoder.close())

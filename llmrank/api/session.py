@@ -77,7 +77,10 @@ def check(settings: Settings, backend: Backend, ask: type[Ask[Any]], task: str =
     if ask not in KINDS:
         return
     slot = task or KINDS[ask]
-    PromptSet(dict(settings.prompts), settings.passage_words).slot(slot, KINDS[ask])
+    template = PromptSet(dict(settings.prompts), settings.passage_words).slot(slot, KINDS[ask])
+    if task and template.inputs != (usual := PromptSet().slot(slot, KINDS[ask])).inputs:
+        takes, needs = ", ".join(template.inputs), ", ".join(usual.inputs)
+        raise SpecError(f"prompt {template.name!r} takes {takes}; for {task!r} it must be {needs}")
     for given in settings.prompts:
         if given != slot:
             raise SpecError(

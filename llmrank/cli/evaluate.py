@@ -9,6 +9,7 @@ import typer
 
 import llmrank.cli.options as o
 import llmrank.cli.screen as screen
+from llmrank.errors import InputError
 
 if TYPE_CHECKING:
     from llmrank.evaluate import Evaluation
@@ -43,6 +44,8 @@ def evaluate(
     if judged_in_all:
         common = set(judged).intersection(*loaded.values())
         judged = {query: judged[query] for query in judged if query in common}
+        if not judged:
+            raise InputError("there is no judged query that all runs have")
     found = [
         measures.evaluate(name, run, judged, relevant=relevant) for name, run in loaded.items()
     ]

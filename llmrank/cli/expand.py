@@ -57,11 +57,13 @@ def expand(
         )
     folder = RunFolder(out or UNNAMED)
     dense = first_stage == "dense"
-    with api.Session(settings, folder.journal(), model=writer, embeds=dense) as session:
-        with screen.progress("queries", len(asked)) as progress:
-            tally = api.expand_run(
-                session, expander, asked, folder, retriever, source=queries, k=k, progress=progress
-            )
+    with (
+        api.Session(settings, folder.journal(), model=writer, embeds=dense) as session,
+        screen.progress("queries", len(asked)) as progress,
+    ):
+        tally = api.expand_run(
+            session, expander, asked, folder, retriever, source=queries, k=k, progress=progress
+        )
     screen.outcome(tally, time.perf_counter() - started)
     if as_json:
         typer.echo((folder.path / "summary.json").read_text(encoding="utf-8"), nl=False)

@@ -21,10 +21,13 @@ def generate(
     corpus: o.Corpus,
     settings: o.Settings,
     max_failures: float,
-    documents: Annotated[int, typer.Option(help="Write for N documents, drawn at random.")] = 100,
-    per_document: Annotated[int, typer.Option(help="Queries to write per document.")] = 1,
+    documents: Annotated[
+        int, typer.Option(min=1, help="Write for N documents, drawn at random.")
+    ] = 100,
+    per_document: Annotated[int, typer.Option(min=1, help="Queries to write per document.")] = 1,
     round_trip: Annotated[
-        int, typer.Option(help="Keep a query whose document BM25 finds among the first K.")
+        int,
+        typer.Option(min=1, help="Keep a query whose document BM25 finds among the first K."),
     ] = 1,
     examples: Annotated[
         str | None,
@@ -56,12 +59,14 @@ def generate(
     retriever = search.open_retriever(corpus, "bm25", index, None, None)
     recipe = api.Recipe(n=per_document, k=round_trip, examples=shown, seed=seed)
     folder = RunFolder(out or UNNAMED)
-    with api.Session(settings, folder.journal(), model=writer) as session:
-        screen.note(f"{len(chosen)} documents, {session.model.identity}, into {folder.path}")
-        with screen.progress("documents", len(chosen)) as progress:
-            made, tally = api.generate_folder(
-                session, chosen, retriever.find, recipe, folder, source=corpus, progress=progress
-            )
+    screen.note(f"{len(chosen)} documents, {writer.identity}, into {folder.path}")
+    with (
+        api.Session(settings, folder.journal(), model=writer) as session,
+        screen.progress("documents", len(chosen)) as progress,
+    ):
+        made, tally = api.generate_folder(
+            session, chosen, retriever.find, recipe, folder, source=corpus, progress=progress
+        )
     screen.outcome(tally, time.perf_counter() - started)
     counts = api.funnel(made)
     screen.note(", ".join(f"{count} {name}" for name, count in counts.items()))

@@ -17,7 +17,12 @@ FirstStage = Annotated[str, typer.Option(help="bm25, dense or hybrid (both, fuse
 Index = Annotated[
     Path | None, typer.Option(help="Folder of the index: built there once, then opened from there.")
 ]
-Analyzer = Annotated[str, typer.Option(help="BM25 analysis: english (as Lucene's) or plain.")]
+Analyzer = Annotated[
+    str | None,
+    typer.Option(
+        help="BM25 analysis: english (as Lucene's, the default) or plain.", show_default=False
+    ),
+]
 Fusion = Annotated[str, typer.Option(help="How hybrid fuses: rrf (k=60) or minmax.")]
 DenseWeight = Annotated[
     float, typer.Option(min=0, max=1, help="Weight of dense in minmax, from 0 to 1.")
@@ -35,7 +40,7 @@ def search(
     limit: o.Limit = None,
     encoder: o.Encoder = None,
     encoder_url: o.EncoderUrl = None,
-    analyzer: Analyzer = "english",
+    analyzer: Analyzer = None,
     fusion: Fusion = "rrf",
     dense_weight: DenseWeight = 0.5,
     out: RunFile = "-",
@@ -68,11 +73,11 @@ def open_retriever(
     index: Path | None,
     encoder: str | None,
     encoder_url: str | None,
-    analyzer: str = "english",
+    analyzer: str | None = None,
     fusion: str = "rrf",
     dense_weight: float = 0.5,
 ) -> Retriever:
-    """A retriever over a corpus, or over the index folder where that exists."""
+    """A retriever over a corpus; an index folder that exists must have been built from it."""
     from llmrank import trec
     from llmrank.api import Retriever
 

@@ -52,6 +52,8 @@ def query2doc(query: Query, *, n: int = 1, repeat: int = 5) -> Plan[Expansion]:
 
     Wang et al. 2023, arXiv 2303.07678: one text of at most 128 tokens, the query five times.
     """
+    if repeat < 1:
+        raise SpecError("repeat must be at least 1")
     answers = yield from write(query, "query2doc", n)
     return Expansion(query, _usable(answers), tuple(answers), repeat)
 
@@ -106,11 +108,14 @@ class Expander:
     parameters: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # Raises for parameters that the method does not have.
-        spec.bind(self.name, _family(self.name).plan, self.parameters)
+        plan = _family(self.name).plan
+        full = {**spec.defaults(plan), **spec.bind(self.name, plan, self.parameters)}
+        object.__setattr__(self, "parameters", full)
+        # The first round checks the parameters; nothing is asked before it is answered.
+        next(plan(Query("", ""), **full))
 
     def __str__(self) -> str:
-        return spec.written(self.name, {**spec.defaults(self.family.plan), **self.parameters})
+        return spec.written(self.name, self.parameters)
 
     @property
     def family(self) -> Family:
@@ -133,4 +138,4 @@ def parse(text: str) -> Expander:
     name, given, depth = spec.split(text)
     if depth is not None:
         raise SpecError(f"an expansion has no depth: {text!r}")
-    return Expander(name, spec.bind(name, _family(name).plan, given))
+    return Expander(name, given)

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Command
+from tests.judge import asked
+from tests.servers import Server
+
+Data = list[object]
+
+
+@pytest.fixture
+def served(bm25: Path, collection: Path, server: Server) -> Data:
+    data: Data = ["--run", bm25, "--corpus", collection, "--queries", collection]
+    return [*data, "--limit", 4, "--model", "openai:m", "--base-url", server.url]
+
+
+@pytest.mark.parametrize(
+    "method", ["yesno@1", "yesno@20", "sliding(window=6, stride=4)@20", "sliding(window=5)@5"]
+)
+def test_what_is_estimated_is_what_is_sent(
+    llmrank: Command, served: Data, server: Server, tmp_path: Path, method: str
+) -> None:
+    if method == "sliding(window=5)@5":
+        method = "sliding(window=5, stride=5)@5"
+    given = [*served, "--method", method, "--out", "runs/a"]
+    told = json.loads(llmrank("estimate", *given, "--json").out)
+    assert asked(server) == 0
+    assert not (tmp_path / "runs").exists()
+    assert llmrank("rerank", *given).code == 0
+    summary = json.loads((tmp_path / "runs/a/summary.json").read_text())
+    assert told["calls"] == asked(server) == summary["requests"]
+    assert (told["queries"], told["known"]) == (4, 0)
+    assert told["rounds"] == summary["rounds"]
+
+
+def test_what_a_journal_knows_costs_nothing(
+    llmrank: Command, served: Data, server: Server, tmp_path: Path
+) -> None:
+    given = [*served, "--prices", "1,2", "--json", "--out"]
+    assert llmrank("rerank", *served, "--method", "yesno@5", "--out", "runs/a").code == 0
+    sent = asked(server)
+    before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+    for folder in ("runs/a", "runs/beside"):
+        again = json.loads(llmrank("estimate", *given, folder, "--method", "yesno@5").out)
+        assert (again["calls"], again["known"], again["cost"]) == (0, sent, 0)
+        deeper = json.loads(llmrank("estimate", *given, folder, "--method", "yesno@8").out)
+        assert (deeper["calls"], deeper["known"]) == (12, sent)
+        usage = deeper["usage"]
+        price = (usage["prompt_tokens"] + 2 * usage["completion_tokens"]) / 1e6
+        assert deeper["cost"] == pytest.approx(price)
+    elsewhere = json.loads(llmrank("estimate", *given, "other/a", "--method", "yesno@5").out)
+    assert (elsewhere["calls"], elsewhere["known"]) == (sent, 0)
+    assert {p: p.read_bytes() for p in before} == before
+    assert not (tmp_path / "runs" / "beside").exists()
+    assert asked(server) == sent
+
+
+def test_the_table(llmrank: Command, served: Data) -> None:
+    done = llmrank("estimate", *served, "--method", "yesno@5")
+    assert done.code == 0
+    assert "give --prices" in done.out
+    assert "calls to send" in done.out
+
+
+def test_it_fails_as_the_run_would(llmrank: Command, served: Data) -> None:
+    assert llmrank("estimate", *served, "--method", "nosuch").code == 3
+    assert llmrank("estimate", *served, "--run", "missing").code == 3
+    assert llmrank("estimate", *served, "--prompt", "order=nosuch").code == 3
+    assert llmrank("estimate", *served, "--limit", "0").code == 2

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from llmrank import trec
+from tests.cli.conftest import Command
+from tests.judge import asked
+from tests.servers import Server
+
+
+@pytest.fixture
+def data(collection: Path) -> list[object]:
+    return ["--corpus", collection, "--queries", collection]
+
+
+def test_bm25(llmrank: Command, data: list[object], tmp_path: Path) -> None:
+    printed = llmrank("search", *data, "-k", 5, "--limit", 7)
+    assert (printed.code, printed.err) == (0, "")
+    filed = llmrank("search", *data, "-k", 5, "--limit", 7, "--out", "first.trec.gz")
+    assert (filed.code, filed.out) == (0, "")
+    assert gzip.decompress((tmp_path / "first.trec.gz").read_bytes()).decode() == printed.out
+    run = dict(trec.read_run(tmp_path / "first.trec.gz"))
+    assert list(run) == [f"q{i:02}" for i in range(1, 8)]
+    assert {len(hits) for hits in run.values()} == {5}
+    assert {line.split()[-1] for line in printed.out.splitlines()} == {"bm25"}
+
+
+def test_an_index_is_built_once_and_used_again(
+    llmrank: Command, data: list[object], tmp_path: Path
+) -> None:
+    memory = llmrank("search", *data).out
+    assert llmrank("search", *data, "--index", "ix").out == memory
+    built = {path: path.stat().st_mtime_ns for path in (tmp_path / "ix").rglob("*")}
+    assert llmrank("search", *data, "--index", "ix").out == memory
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "ix").rglob("*")} == built
+
+
+@pytest.mark.parametrize("change", ["fewer", "more", "other text", "other order"])
+def test_an_index_of_another_corpus_does_not_answer(
+    llmrank: Command, collection: Path, tmp_path: Path, change: str
+) -> None:
+    lines = (collection / "corpus.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "corpus.jsonl").write_text("".join(lines))
+    given = ["--corpus", "corpus.jsonl", "--queries", collection, "--limit", 1]
+    assert llmrank("search", *given, "--index", "ix").code == 0
+    changed = {
+        "fewer": lines[:-1],
+        "more": [*lines, '{"_id": "new", "text": "why does bread rise"}\n'],
+        "other text": [lines[0].replace("yeast", "east"), *lines[1:]],
+        "other order": [*lines[1:], lines[0]],
+    }
+    (tmp_path / "corpus.jsonl").write_text("".join(changed[change]))
+    done = llmrank("search", *given, "--index", "ix")
+    assert (done.code, done.out) == (3, "")
+    assert "other documents" in done.err
+    assert llmrank("search", *given).code == 0
+
+
+def test_an_index_of_another_analysis_does_not_answer(llmrank: Command, data: list[object]) -> None:
+    plain = llmrank("search", *data, "--analyzer", "plain", "--index", "ix")
+    assert plain.code == 0
+    assert llmrank("search", *data, "--index", "ix").out == plain.out
+    assert llmrank("search", *data).out != plain.out
+    done = llmrank("search", *data, "--analyzer", "english", "--index", "ix")
+    assert done.code == 3
+    assert "'plain'" in done.err
+
+
+def test_dense_and_hybrid_with_a_server(
+    llmrank: Command, data: list[object], server: Server
+) -> None:
+    encoder = ["--encoder", "openai:m", "--encoder-url", server.url, "--limit", 2, "-k", 9]
+    dense = llmrank("search", *data, *encoder, "--first-stage", "dense", "--index", "ix")
+    assert (dense.code, dense.err) == (0, "")
+    assert len(dense.out.splitlines()) == 18
+    sent = asked(server)
+    hybrid = llmrank("search", *data, *encoder, "--first-stage", "hybrid", "--index", "ix")
+    assert hybrid.code == 0
+    # The vectors of the documents are there already.
+    assert asked(server) == sent + 1
+    assert {line.split()[-1] for line in hybrid.out.splitlines()} == {"hybrid-rrf"}
+    fused = ["--first-stage", "hybrid", "--index", "ix", "--fusion", "minmax", "--dense-weight"]
+    assert llmrank("search", *data, *encoder, *fused, 1).code == 0
+    other = ["--encoder", "openai:other", "--encoder-url", server.url, "--first-stage", "dense"]
+    done = llmrank("search", *data, *other, "--index", "ix")
+    assert done.code == 3
+    assert "openai:other" in done.err
+
+
+@pytest.mark.local
+def test_dense_with_the_local_model(llmrank: Command, tmp_path: Path) -> None:
+    texts = {"cat": "A cat purrs.", "car": "A car needs fuel.", "sun": "The sun shines."}
+    trec.write_jsonl(tmp_path / "docs", [{"_id": i, "text": t} for i, t in texts.items()])
+    trec.write_jsonl(tmp_path / "queries", [{"_id": "q", "text": "kittens"}])
+    data = ["--corpus", "docs", "--queries", "queries", "--first-stage"]
+    done = llmrank("search", *data, "dense")
+    assert done.code == 0
+    assert done.out.split()[2] == "cat"
+    assert llmrank("search", *data, "hybrid").out.split()[2] == "cat"
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "told"),
+    [
+        (["--first-stage", "nosuch"], 3, "bm25, dense, hybrid"),
+        (["--fusion", "nosuch"], 3, "rrf, minmax"),
+        (["--analyzer", "nosuch"], 3, "nosuch"),
+        (["--corpus", "missing"], 3, "missing"),
+        (["--queries", "missing"], 3, "missing"),
+        (["--out", "nowhere/first.trec"], 3, "nowhere/first.trec"),
+        (["--first-stage", "dense", "--encoder", "nosuch:x"], 3, "no kind of model"),
+        (["-k", "0"], 2, "--k"),
+        (["--dense-weight", "1.5"], 2, "--dense-weight"),
+    ],
+)
+def test_mistakes(
+    llmrank: Command, data: list[object], tmp_path: Path, given: list[str], code: int, told: str
+) -> None:
+    done = llmrank("search", *data, *given)
+    assert (done.code, done.out) == (code, "")
+    assert told in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_while_building_leaves_no_index(llmrank: Command, tmp_path: Path) -> None:
+    (tmp_path / "docs").write_text('{"_id": "1", "text": "a cat"}\n{"_id": "1", "text": "a"}\n')
+    (tmp_path / "queries").write_text('{"_id": "q", "text": "cat"}\n')
+    given = ["--corpus", "docs", "--queries", "queries", "--index", "ix"]
+    done = llmrank("search", *given)
+    assert done.code == 3
+    assert "'1' occurs twice" in done.err
+    (tmp_path / "docs").write_text('{"_id": "1", "text": "a cat"}\n')
+    assert llmrank("search", *given).out.split()[2] == "1"
