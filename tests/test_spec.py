@@ -72,7 +72,20 @@ def test_space_and_empty_brackets_do_not_matter() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "@3", "a(", "a)b", "a(b)", "a(b=1, b=2)", "a(=1)", "a b", "a@", "a@-1", "a@1.5", "a(b=(1))"],
+    [
+        "",
+        "@3",
+        "a(",
+        "a)b",
+        "a(b)",
+        "a(b=1, b=2)",
+        "a(=1)",
+        "a b",
+        "a@",
+        "a@-1",
+        "a@1.5",
+        "a(b=(1))",
+    ],
 )
 def test_what_cannot_be_read(text: str) -> None:
     with pytest.raises(SpecError):

@@ -10,6 +10,7 @@ from llmrank import trec
 from llmrank.api.retriever import Retriever
 from llmrank.api.runs import Progress, fingerprint, summary, versions
 from llmrank.api.session import Session
+from llmrank.errors import InputError
 from llmrank.expand import Expander, Expansion
 from llmrank.plan import Embed, Write
 from llmrank.store import RunFolder
@@ -35,7 +36,12 @@ def expand(
         if progress is not None:
             progress(len(done), total)
 
-    session.run_sync(((i, expander.plan(q)) for i, q in enumerate(queries)), finished)
+    # Read here, as what makes the queries may itself wait for the loop that the plans run on.
+    asked = list(queries)
+    for query in asked:
+        if not query.text.strip():
+            raise InputError(f"query {query.id!r} has no text")
+    session.run_sync(((i, expander.plan(q)) for i, q in enumerate(asked)), finished)
     return [done[i] for i in range(len(done))], total
 
 

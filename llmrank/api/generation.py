@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -41,6 +41,10 @@ class Recipe:
     k: int = 1
     examples: tuple[Demonstration, ...] = ()
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.k < 1:
+            raise InputError(f"n and k must be at least 1, not {self.n} and {self.k}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +115,11 @@ def generate(
         if progress is not None:
             progress(len(done), total)
 
-    plans = (
+    # Read here, as what makes the documents may itself wait for the loop that the plans run on.
+    plans = [
         (i, write_queries(document, recipe.examples, n=recipe.n))
-        for i, document in enumerate(documents)
-    )
+        for i, document in enumerate(_once_each(documents))
+    ]
     session.run_sync(plans, finished)
     examples = [
         Example(f"{draft.document.id}#{draft.sample}", draft, _verdicts(draft, search, recipe.k))
@@ -122,6 +127,16 @@ def generate(
         for draft in done[i]
     ]
     return examples, total
+
+
+def _once_each(documents: Iterable[Document]) -> Iterator[Document]:
+    """Documents whose ids name one each, as the ids of their queries are made from them."""
+    seen: set[str] = set()
+    for document in documents:
+        if document.id in seen:
+            raise InputError(f"two documents have the id {document.id!r}")
+        seen.add(document.id)
+        yield document
 
 
 def _verdicts(draft: Draft, search: Search, k: int) -> tuple[Verdict, ...]:
@@ -148,6 +163,8 @@ def generate_folder(
     The BEIR files are `queries.jsonl` and `qrels/train.tsv`, next to the user's own corpus.
     """
     started = time.time()
+    session.check(Write, TASK)
+    folder.forget()
     examples, tally = generate(session, documents, search, recipe, progress=progress)
     template = session.prompts.slot(TASK, "write")
     trec.write_jsonl(folder.path / "examples.jsonl", (record(e, template) for e in examples))

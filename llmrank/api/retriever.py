@@ -171,6 +171,8 @@ class Retriever:
 
     def _kept(self, documents: Iterable[Passage] | None) -> Iterable[Passage] | None:
         """The documents, as a list where they came as one or have to be read several times."""
+        if not (documents is None or isinstance(documents, Iterable)):
+            raise InputError(f"the documents are {type(documents).__name__}", remedy="give a list")
         wanted = KINDS if self.first_stage == "hybrid" else (self.first_stage,)
         passes = self._built + sum(not self._has(kind) for kind in wanted)
         if documents is None or not (passes > 1 or isinstance(documents, Sequence | Mapping)):

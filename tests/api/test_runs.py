@@ -266,7 +266,7 @@ class TestInputs:
         return Inputs(RunInput(data / "run", data, data), depth)
 
     def test_a_missing_text_is_named(self, data: Path) -> None:
-        with pytest.raises(InputError, match="1 of 2 documents.*no text.*zz"):
+        with pytest.raises(InputError, match=r"1 of 2 documents.*no text.*zz"):
             self._inputs(data, "1 Q0 a 1 3 x\n1 Q0 zz 2 2 x\n")
 
     def test_below_the_depth_no_text_is_needed(self, data: Path) -> None:
