@@ -178,6 +178,9 @@ class Engine:
         ]
 
 
+_THREAD = "llmrank-loop"
+
+
 class _Loop:
     """One event loop in a thread of its own, where all of llmrank's asynchronous work runs.
 
@@ -191,12 +194,12 @@ class _Loop:
         self._process = 0
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Start a coroutine on the loop."""
+        """Start a coroutine on the loop, from any thread but its own."""
         with self._lock:
             if self._loop is None or self._process != os.getpid():
                 self._loop, self._process = asyncio.new_event_loop(), os.getpid()
                 threading.Thread(
-                    target=_run_forever, args=(self._loop,), name="llmrank", daemon=True
+                    target=_run_forever, args=(self._loop,), name=_THREAD, daemon=True
                 ).start()
             loop = self._loop
         return asyncio.run_coroutine_threadsafe(work, loop)
@@ -212,11 +215,19 @@ def _run_forever(loop: asyncio.AbstractEventLoop) -> None:
 _LOOP = _Loop()
 
 
+def _check_thread(work: Coroutine[Any, Any, T]) -> None:
+    """The loop's own thread would wait for itself for ever."""
+    if threading.current_thread().name == _THREAD:
+        work.close()
+        raise RuntimeError("llmrank was called from one of its own callbacks; call it after them")
+
+
 def run_sync(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end from ordinary code, also where an event loop is running already.
 
     Interrupting the wait cancels the work, and gives it a few seconds to wind up.
     """
+    _check_thread(work)
     ended = threading.Event()
 
     async def tracked() -> T:
@@ -237,4 +248,5 @@ def run_sync(work: Coroutine[Any, Any, T]) -> T:
 
 async def run_async(work: Coroutine[Any, Any, T]) -> T:
     """Await a coroutine that runs on llmrank's own loop; cancelling the wait cancels the work."""
+    _check_thread(work)
     return await asyncio.wrap_future(_LOOP.submit(work))

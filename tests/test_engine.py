@@ -541,6 +541,18 @@ def test_leaving_from_a_callback_reaches_the_caller(error: BaseException) -> Non
     assert run_sync(seven()) == 7
 
 
+def test_a_call_from_a_callback_is_refused_rather_than_waiting_for_itself() -> None:
+    def finished(_key: int, _result: object, _tally: Tally) -> None:
+        run_sync(seven())
+
+    def plan() -> Plan[None]:
+        yield from ask_all([Grade(Query("q", "q"), Document("d", "d"))])
+
+    engine = Engine(Oracle({}), PromptSet())
+    with pytest.raises(RuntimeError, match="callbacks"):
+        run_sync(engine.run([(0, plan())], finished))
+
+
 def test_run_sync_works_in_a_forked_process() -> None:
     assert run_sync(seven()) == 7
     reading, writing = os.pipe()

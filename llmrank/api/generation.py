@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
@@ -14,7 +14,7 @@ from llmrank.api.runs import Progress, fingerprint, summary, versions
 from llmrank.api.session import Session
 from llmrank.errors import InputError
 from llmrank.plan import Write
-from llmrank.prompts import Template
+from llmrank.prompts import PromptSet
 from llmrank.store import RunFolder
 from llmrank.synth import (
     Demonstration,
@@ -166,8 +166,7 @@ def generate_folder(
     session.check(Write, TASK)
     folder.forget()
     examples, tally = generate(session, documents, search, recipe, progress=progress)
-    template = session.prompts.slot(TASK, "write")
-    trec.write_jsonl(folder.path / "examples.jsonl", (record(e, template) for e in examples))
+    trec.write_jsonl(folder.path / "examples.jsonl", (record(e, session.prompts) for e in examples))
     kept = [example for example in examples if example.kept]
     trec.write_jsonl(
         folder.path / "queries.jsonl", ({"_id": e.id, "text": e.draft.query} for e in kept)
@@ -202,8 +201,9 @@ def funnel(examples: Sequence[Example]) -> Mapping[str, int]:
     return dict(counts)
 
 
-def record(example: Example, template: Template) -> dict[str, object]:
-    """One line of `examples.jsonl`."""
+def record(example: Example, prompts: PromptSet) -> dict[str, object]:
+    """One line of `examples.jsonl`; `params` are those that were sent, the seed among them."""
+    template = prompts.slot(TASK, "write")
     answer = example.draft.answer
     return {
         "_id": example.id,
@@ -214,7 +214,7 @@ def record(example: Example, template: Template) -> dict[str, object]:
         "provenance": {
             "model": answer.model,
             "prompt": {"name": template.name, "sha256": template.sha256},
-            "params": template.params.model_dump(),
+            "params": asdict(prompts.render(example.draft.ask).params),
             "sample": example.draft.sample,
             "prompt_tokens": answer.usage.prompt_tokens,
             "completion_tokens": answer.usage.completion_tokens,

@@ -152,9 +152,14 @@ def candidates_from(query: Query, passages: Iterable[Passage]) -> list[Candidate
 
     A passage without an id gets its position, from 0. Where no passage brings a score, BM25 over
     these passages stands in for the first stage's. Two passages may have equal texts, but an id
-    given twice is an `InputError`.
+    given twice is an `InputError`, and so are passages of which none has a text.
     """
     found = candidates(passages)
+    if found and not any(c.document.contents.strip() for c in found):
+        raise InputError(
+            f"none of the {len(found)} passages has a text",
+            remedy="a retriever knows the texts of documents given as a list, not of an index",
+        )
     seen: set[str] = set()
     for doc_id in (c.document.id for c in found):
         if doc_id in seen:

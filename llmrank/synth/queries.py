@@ -25,8 +25,13 @@ class Draft:
     """One attempt at a query for a document; `query` is empty when the model gave none."""
 
     document: Document
-    sample: int
+    ask: Write
     answer: Answer[Written]
+
+    @property
+    def sample(self) -> int:
+        """Which of the document's attempts this is, from 0."""
+        return self.ask.sample
 
     @property
     def query(self) -> str:
@@ -48,5 +53,6 @@ def write_queries(
     if not shown:
         return []
     inputs = (("document", shown), ("examples", tuple(tuple(pair) for pair in examples)))
-    answers = yield from ask_all([Write(TASK, inputs, sample=i) for i in range(n)])
-    return [Draft(document, i, answer) for i, answer in enumerate(answers)]
+    asks = [Write(TASK, inputs, sample=i) for i in range(n)]
+    answers = yield from ask_all(asks)
+    return [Draft(document, ask, answer) for ask, answer in zip(asks, answers, strict=True)]

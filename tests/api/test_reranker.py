@@ -91,7 +91,7 @@ def test_none_and_one_passage(qrels: str, method: str) -> None:
     assert list(reranker.rank(QUERY, [])) == []
     assert reranker.rank(QUERY, []).tally.asks == 0
     assert _ids(reranker.rank(QUERY, ["only"])) == ["0"]
-    assert sorted(_ids(reranker.rank(QUERY, iter(["", " "])))) == ["0", "1"]
+    assert sorted(_ids(reranker.rank(QUERY, iter(["", "only"])))) == ["0", "1"]
     assert reranker.rank_many([]) == []
 
 
@@ -99,6 +99,7 @@ def test_none_and_one_passage(qrels: str, method: str) -> None:
     ("query", "passages", "told"),
     [
         ("", ["a"], "no text"),
+        (QUERY, ["", " "], "none of the 2 passages has a text"),
         (" \n", ["a"], "no text"),
         (None, ["a"], "the query is NoneType"),
         (QUERY, "a text", "several passages, not str"),
