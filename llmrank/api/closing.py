@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
+from types import TracebackType
+from typing import Self
 
 
 class Lifeline:
@@ -26,6 +28,25 @@ class Lifeline:
         """Release now; a second time does nothing."""
         if self._finalizer.detach():
             self._release()
+
+
+class Closing:
+    """What is closed at the end of a `with` block."""
+
+    def close(self) -> None:
+        """Let go; a second time does nothing."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 def _aside(release: Callable[[], None]) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from llmrank import trec
+import llmrank.trec as trec
 from llmrank.api.retriever import Retriever
 from llmrank.api.runs import Progress, fingerprint, summary, versions
 from llmrank.api.session import Session

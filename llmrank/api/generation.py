@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
-from llmrank import trec
+import llmrank.trec as trec
 from llmrank.api.runs import Progress, fingerprint, summary, versions
 from llmrank.api.session import Session
 from llmrank.errors import InputError

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from types import TracebackType
 from typing import cast
 
-from llmrank import rerank as methods
+import llmrank.rerank as methods
+from llmrank.api.closing import Closing
 from llmrank.api.session import Session, Settings, check
 from llmrank.backends import connect
 from llmrank.backends.wrappers import Caps
@@ -36,7 +36,7 @@ def default_method(model: str) -> Method:
     return methods.parse(LOCAL_METHOD if model.startswith("local:") else SERVER_METHOD)
 
 
-class Reranker:
+class Reranker(Closing):
     """Reorders passages by relevance to a query with a language model.
 
     `model` is a name such as `openai:gpt-4.1-mini`, by default the server at `base_url` if there is
@@ -95,17 +95,6 @@ class Reranker:
     def close(self) -> None:
         """Close connections and the journal."""
         self._session.close()
-
-    def __enter__(self) -> Reranker:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"Reranker({self._session.model.identity!r}, method={str(self.method)!r})"

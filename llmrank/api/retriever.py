@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
 
-from llmrank.api.closing import Lifeline
+from llmrank.api.closing import Closing, Lifeline
 from llmrank.api.reranker import Passage, candidate, candidates
 from llmrank.api.session import patient
 from llmrank.backends import connect_encoder
@@ -37,7 +36,7 @@ CORPUS = "corpus.json"
 Index = TypeVar("Index", BM25Index, DenseIndex)
 
 
-class Retriever:
+class Retriever(Closing):
     """Finds the documents of a corpus that a query may be about.
 
     `documents` is any iterable of texts, mappings or documents, as a `Reranker` takes them; those
@@ -129,17 +128,6 @@ class Retriever:
     def close(self) -> None:
         """Close the connections to an embedding model; a second time does nothing."""
         self._open.close()
-
-    def __enter__(self) -> Retriever:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _fused(
         self, query: str | Mapping[str, float], vector: Vectors | None, k: int

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from llmrank import trec
+import llmrank.trec as trec
 from llmrank.api.session import Session
 from llmrank.errors import InputError, StoppedAtCap, TooManyFailures
 from llmrank.plan import Plan

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
-from llmrank.api.closing import Lifeline
+from llmrank.api.closing import Closing, Lifeline
 from llmrank.backends import Model, connect, connect_encoder
 from llmrank.backends.wrappers import (
     Cached,
@@ -88,7 +87,7 @@ def check(settings: Settings, backend: Backend, ask: type[Ask[Any]], task: str =
             )
 
 
-class Session:
+class Session(Closing):
     """A model ready to answer; close it, or use it as a context manager.
 
     Answers are looked up in `journal` and stored there, when one is given.
@@ -152,17 +151,6 @@ class Session:
     def close(self) -> None:
         """Close connections and the journal; a second time does nothing."""
         self._open.close()
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def patient(backend: Backend, in_flight: int) -> Backend:

@@ -13,7 +13,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from llmrank import spec, trec
+import llmrank.spec as spec
+import llmrank.trec as trec
 from llmrank.backends.oracle import Oracle
 from llmrank.errors import BackendError, SpecError
 from llmrank.request import Backend

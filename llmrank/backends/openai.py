@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 from urllib.parse import urlsplit, urlunsplit
 
-from llmrank.backends import tokens
+import llmrank.backends.tokens as tokens
 from llmrank.backends._answers import (
     Failure,
     next_token,

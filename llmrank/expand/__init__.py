@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from llmrank import spec
+import llmrank.spec as spec
 from llmrank.errors import BackendError, SpecError
 from llmrank.plan import Answer, Embed, Plan, Vectors, Write, Written, ask_all
 from llmrank.types import Query

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import llmrank.prompts.replies as replies
 from llmrank.errors import SpecError
 from llmrank.plan import Answer, Ask, Embed, Grade, Likelihood, Order, Pick, Write
-from llmrank.prompts import replies
 from llmrank.prompts.template import Kind, Passage, Template, load
 from llmrank.request import Message, Params, Reply, Request, Want
 from llmrank.types import Document, Query

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmrank import spec
+import llmrank.spec as spec
 from llmrank.errors import SpecError
 from llmrank.plan import Ask, Grade, Likelihood, Order, Pick, Plan, persistent
 from llmrank.rerank.listwise import sliding

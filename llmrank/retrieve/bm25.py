@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+import llmrank.retrieve._folder as _folder
 from llmrank.errors import InputError
-from llmrank.retrieve import _folder
 from llmrank.retrieve._folder import Scored
 from llmrank.retrieve.analysis import analyzer_named
 from llmrank.types import Document

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+import llmrank.retrieve._folder as _folder
 from llmrank.errors import InputError
-from llmrank.retrieve import _folder
 from llmrank.retrieve._folder import Scored
 from llmrank.types import Document
 
