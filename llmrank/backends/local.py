@@ -3,9 +3,11 @@ likelihood and text, without a server or a key."""
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import replace
 from functools import cached_property
 from importlib import util
@@ -56,8 +58,10 @@ def _converted(gguf: Path) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options = {"gguf_file": gguf.name}
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **options)
+    # The conversion draws a progress bar of its own, which no setting turns off.
+    with redirect_stderr(io.StringIO()):
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **options)
     # transformers refuses to save a model that still says it is quantised, though it is not now.
     model.hf_quantizer = None
     del model.config.quantization_config
