@@ -412,8 +412,11 @@ def test_ctrl_c_leaves_a_usable_journal(tmp_path: Path) -> None:
     script = tmp_path / "child.py"
     script.write_text(
         f"""
+import signal
 import sys
 from pathlib import Path
+# A job in the background is started with interrupts ignored, and so are its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from tests.test_engine import Slow, collect, collection, reranking
 from llmrank.backends.wrappers import Cached

@@ -333,7 +333,15 @@ def start(data: Data, tmp_path: Path) -> Iterator[Start]:
         command = [sys.executable, "-m", "llmrank.cli", "rerank", *map(str, data)]
         command += ["--model", "openai:m", "--base-url", server.url, *map(str, given)]
         pipe = subprocess.PIPE
-        process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=tmp_path)
+        process = subprocess.Popen(
+            command,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            cwd=tmp_path,
+            # A job in the background is started with interrupts ignored, and so are its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         running.append(process)
         return process
 
