@@ -8,7 +8,8 @@ COLLECTION := examples/collection
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format lint types imports unit readme test-slow test-vllm test-openai2 clean
+.PHONY: help install demo test check format format-check lint types imports unit test-vllm \
+	test-openai2 clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -35,7 +36,7 @@ demo: install  ## Search, rerank with a real local model and evaluate a small co
 test: install  ## Run all tests but those that need a server
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not vllm'
 
-check: install format-check lint types imports unit  ## Format, lint, types, imports, quick tests, README
+check: install format-check lint types imports unit  ## Check format, lint, types, imports; run the quick tests and the README
 
 format: install  ## Format the code
 	$(BIN)/ruff format .
@@ -66,7 +67,7 @@ test-vllm: install $(VLLM_VENV)/.installed  ## Run the tests against a real vLLM
 test-openai2: install  ## Run the tests of the server backend on the older major version of openai
 	$(PYTHON) -m venv --clear .venv-openai2
 	.venv-openai2/bin/python -m pip --disable-pip-version-check -q install -e '.[dev]' 'openai[aiohttp]<3'
-	.venv-openai2/bin/python -m pytest -n auto tests/backends tests/test_engine.py
+	.venv-openai2/bin/python -m pytest -n auto -m 'not local and not vllm' tests/backends tests/test_engine.py
 
 clean:  ## Remove the environments and caches
 	rm -rf .venv .venv-vllm .venv-openai2 .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -48,7 +48,7 @@ class _Running(Generic[K, T]):
         self.number, self.key = number, key
         self.drive = Drive(plan)
         self._outcomes: Counter[Status] = Counter()
-        self._usage = Usage()
+        self._usage = self._reused_usage = Usage()
         self._reused = self._cut = self._failures = 0
 
     def count(self, answer: Answer[Any]) -> None:
@@ -56,14 +56,22 @@ class _Running(Generic[K, T]):
         self._cut += answer.cut
         self._failures += answer.value is None and answer.status is not Status.UNASKED
         self._reused += answer.reused
-        if not answer.reused:
+        if answer.reused:
+            self._reused_usage += answer.usage
+        else:
             self._usage += answer.usage
 
     @property
     def tally(self) -> Tally:
         outcomes = {status: self._outcomes[status] for status in Status if self._outcomes[status]}
         return Tally(
-            outcomes, self.drive.rounds, self._reused, self._cut, self._usage, self._failures
+            outcomes,
+            self.drive.rounds,
+            self._reused,
+            self._cut,
+            self._usage,
+            self._failures,
+            self._reused_usage,
         )
 
 
@@ -139,6 +147,8 @@ class Engine:
         size = max(self.backend.batch, self.in_flight)
         frontier = _Frontier(plans, finished, enough=2 * size)
         while taken := frontier.take(size):
+            # A backend that computes in this process never waits, so interruptions arrive here.
+            await asyncio.sleep(0)
             answers = await self._answer([ticket.ask for ticket, _ in taken])
             for (ticket, running), answer in zip(taken, answers, strict=True):
                 frontier.accept(ticket, running, answer)

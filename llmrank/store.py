@@ -22,15 +22,6 @@ from llmrank.types import Usage
 
 JOURNAL = "journal.sqlite"
 MANIFEST = "manifest.json"
-RESULTS = (
-    "run.trec",
-    "scores.jsonl",
-    "expansions.jsonl",
-    "examples.jsonl",
-    "queries.jsonl",
-    "qrels/train.tsv",
-    "summary.json",
-)
 MOST_BESIDE = 32
 """Journals of other runs that a run looks into: each costs a file handle and a look-up."""
 _STORED = ("text", "finish", "reasoning", "logprob", "tokens", "model", "seconds")
@@ -221,16 +212,35 @@ class RunFolder:
         path.parent.mkdir(exist_ok=True)
         write_whole(path, text)
 
-    def forget(self) -> None:
-        """Take away the results of an earlier run, so that none is mistaken for this one's."""
-        for name in RESULTS:
-            (self.path / name).unlink(missing_ok=True)
+    def check(self, kind: str) -> None:
+        """`InputError` unless the folder is new or holds a run of this kind.
+
+        `kind` is what its manifest has a value for: method, expansion or generation.
+        """
+        try:
+            manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot be read: {error}", path=self.path / MANIFEST) from error
+        if not isinstance(manifest, dict) or kind not in manifest:
+            raise InputError(
+                "the folder holds what another command made",
+                path=self.path,
+                remedy="choose another --out",
+            )
 
 
 def beside(folder: Path) -> list[Path]:
     """The journals a run in this folder would look into, the latest first."""
     found = folder.resolve().parent.glob(f"*/{JOURNAL}")
-    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)[:MOST_BESIDE]
+    dated = []
+    for path in found:
+        try:
+            dated.append((path.stat().st_mtime, path))
+        except FileNotFoundError:
+            continue  # taken away meanwhile
+    return [path for _, path in sorted(dated, reverse=True)[:MOST_BESIDE]]
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -115,7 +115,8 @@ class Tally:
     """What a plan cost: asks by outcome, rounds one after another, tokens, passages cut short.
 
     `failures` are the asks that ended without anything usable, those never sent left out; a reply
-    that was cut off may still be usable. `reused` answers came from the journal.
+    that was cut off may still be usable. `reused` answers came from the journal, and
+    `reused_usage` is what they once cost; `usage` is that of the others.
     """
 
     outcomes: Mapping[Status, int] = field(default_factory=dict)
@@ -124,6 +125,7 @@ class Tally:
     cut: int = 0
     usage: Usage = Usage()
     failures: int = 0
+    reused_usage: Usage = Usage()
 
     def __add__(self, other: Tally) -> Tally:
         statuses = [s for s in Status if s in self.outcomes or s in other.outcomes]
@@ -134,6 +136,7 @@ class Tally:
             self.cut + other.cut,
             self.usage + other.usage,
             self.failures + other.failures,
+            self.reused_usage + other.reused_usage,
         )
 
     @property

@@ -290,9 +290,11 @@ def test_a_run_folder(tmp_path: Path, kept: Kept) -> None:
     folder.run.write_text("x")
     assert json.loads((tmp_path / "run" / "summary.json").read_text("utf-8")) == {"größe": 1}
     kept(folder.journal()).put([("k", {}, Reply(text="x"))])
-    folder.forget()
-    folder.forget()
-    assert not folder.run.exists()
+    folder.check("method")
+    folder.write("manifest.json", {"generation": {}})
+    folder.check("generation")
+    with pytest.raises(InputError, match="another command"):
+        folder.check("method")
     assert len(kept(RunFolder(tmp_path / "run").journal())) == 1
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="--out"):

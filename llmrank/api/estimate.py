@@ -18,7 +18,7 @@ from llmrank.types import Ordering, Tally, Usage
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a run will send if no call fails.
+    """What a run will send if no call fails and every reply is usable; others are asked once more.
 
     `calls` are those not yet in the journal, `known` those that are. Tokens of the replies are an
     upper bound, the limit sent with each request; `cost` is one too, 0 where there are no prices.

@@ -66,10 +66,12 @@ def expand_run(
     """Expand queries into a folder: `expansions.jsonl`, and with a retriever `run.trec`."""
     started = time.time()
     check(session, expander)
-    folder.forget()
+    folder.check("expansion")
     expansions, tally = expand(session, expander, queries, progress=progress)
     trec.write_jsonl(folder.path / "expansions.jsonl", map(record, expansions))
-    if retriever is not None:
+    if retriever is None:
+        folder.run.unlink(missing_ok=True)
+    else:
         groups = (
             (e.query.id, [(c.document.id, c.score) for c in retriever.search_expanded(e, k)])
             for e in expansions

@@ -164,7 +164,7 @@ def generate_folder(
     """
     started = time.time()
     session.check(Write, TASK)
-    folder.forget()
+    folder.check("generation")
     examples, tally = generate(session, documents, search, recipe, progress=progress)
     trec.write_jsonl(folder.path / "examples.jsonl", (record(e, session.prompts) for e in examples))
     kept = [example for example in examples if example.kept]

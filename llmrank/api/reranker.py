@@ -141,9 +141,14 @@ def candidates_from(query: Query, passages: Iterable[Passage]) -> list[Candidate
 
     A passage without an id gets its position, from 0. Where no passage brings a score, BM25 over
     these passages stands in for the first stage's. Two passages may have equal texts, but an id
-    given twice is an `InputError`, and so are passages of which none has a text.
+    given twice is an `InputError`, and so are passages of which none has a text or only some bring
+    a score.
     """
-    found = candidates(passages)
+    given = _several(passages)
+    scored = [isinstance(p, Candidate) or (isinstance(p, Mapping) and "score" in p) for p in given]
+    if any(scored) and not all(scored):
+        raise InputError(f"{sum(scored)} of {len(scored)} passages bring a score; give all or none")
+    found = candidates(given)
     if found and not any(c.document.contents.strip() for c in found):
         raise InputError(
             f"none of the {len(found)} passages has a text",
@@ -162,11 +167,15 @@ def candidates_from(query: Query, passages: Iterable[Passage]) -> list[Candidate
 
 def candidates(passages: Iterable[Passage]) -> list[Candidate]:
     """Passages as candidates; one without an id gets its position, from 0."""
+    return [candidate(str(i), passage) for i, passage in enumerate(_several(passages))]
+
+
+def _several(passages: Iterable[Passage]) -> list[Passage]:
     if isinstance(passages, str | Mapping) or not isinstance(passages, Iterable):
         raise InputError(
             f"expected several passages, not {type(passages).__name__}", remedy="give a list"
         )
-    return [candidate(str(i), passage) for i, passage in enumerate(passages)]
+    return list(passages)
 
 
 def candidate(position: str, passage: Passage) -> Candidate:

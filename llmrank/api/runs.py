@@ -166,11 +166,11 @@ def rerank_run(
         if progress is not None:
             progress(len(result), result.tally)
 
-    folder.forget()
-    folder.write("manifest.json", manifest(session, {"method": str(method)}, inputs.source))
+    folder.check("method")
     session.run_sync(inputs.plans(method), finished)
-    folder.write("manifest.json", manifest(session, {"method": str(method)}, inputs.source))
+    # Only now, so that a run that fails leaves the results of an earlier one as they were.
     result.write(folder, inputs, tag=str(method).replace(" ", ""))
+    folder.write("manifest.json", manifest(session, {"method": str(method)}, inputs.source))
     folder.write("summary.json", summary(session, result.tally, len(result), started, inputs.empty))
     return result.tally
 
@@ -190,7 +190,7 @@ def demand(tally: Tally, max_failures: float) -> None:
     if tally.unasked:
         raise StoppedAtCap(
             f"stopped at a cap with {tally.unasked} asks unsent; the order so far is written, and "
-            "the same command with a higher cap goes on from there"
+            "the same command goes on from there"
         )
 
 
@@ -237,7 +237,11 @@ def fingerprint(source: str | Path, inside: str = "") -> dict[str, str]:
 def summary(
     session: Session, tally: Tally, queries: int, started: float, empty: int
 ) -> dict[str, object]:
-    """What a run did: outcomes, calls, requests, tokens, time, money where prices are known."""
+    """What a run did: outcomes, calls, requests, tokens, time, money where prices are known.
+
+    Requests, tokens, money and seconds are of this invocation; `reused` and the tokens named so
+    are what the journal answered and an earlier one paid for.
+    """
     meter, caps = session.meter, session.settings.caps
     return {
         "queries": queries,
@@ -247,6 +251,8 @@ def summary(
         "requests": meter.requests,
         "failed_requests": meter.errors,
         "rounds": tally.rounds,
+        "reused_prompt_tokens": tally.reused_usage.prompt_tokens,
+        "reused_completion_tokens": tally.reused_usage.completion_tokens,
         "prompt_tokens": meter.usage.prompt_tokens,
         "completion_tokens": meter.usage.completion_tokens,
         "cached_tokens": meter.usage.cached_tokens,

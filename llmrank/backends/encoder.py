@@ -6,10 +6,12 @@ import time
 from collections.abc import Sequence
 from functools import cached_property
 from importlib import util
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llmrank.backends.files import fingerprint
 from llmrank.errors import BackendError, MissingExtra
 from llmrank.plan import Vectors
 from llmrank.request import Reply, Request, Want
@@ -37,7 +39,8 @@ class SentenceEncoder:
     @property
     def identity(self) -> str:
         """The model."""
-        return f"local:{self.name}"
+        path = Path(self.name)
+        return f"local:{self.name}#{fingerprint(path)}" if path.exists() else f"local:{self.name}"
 
     async def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """Replies in the order of the requests; computes while the caller waits."""

@@ -3,8 +3,10 @@ likelihood and text, without a server or a key."""
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stderr
@@ -14,6 +16,7 @@ from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llmrank.backends.files import fingerprint
 from llmrank.errors import BackendError, CapabilityError, MissingExtra, SpecError
 from llmrank.request import Reply, Request, Want
 from llmrank.types import Usage
@@ -51,7 +54,7 @@ def converted_default() -> Path:
 
 def _converted(gguf: Path) -> Path:
     """A safetensors folder made from a GGUF file, once; it loads far faster than the GGUF."""
-    target = cache_folder() / "models" / gguf.stem
+    target = cache_folder() / "models" / f"{gguf.stem}-{fingerprint(gguf)}"
     if (target / "config.json").is_file():
         return target
     import torch
@@ -65,11 +68,13 @@ def _converted(gguf: Path) -> Path:
     # transformers refuses to save a model that still says it is quantised, though it is not now.
     model.hf_quantizer = None
     del model.config.quantization_config
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    if not target.exists():
-        temporary.rename(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as temporary:
+        saved = Path(temporary) / "model"
+        model.save_pretrained(saved)
+        tokenizer.save_pretrained(saved)
+        if not target.exists():
+            saved.rename(target)
     return target
 
 
@@ -111,12 +116,17 @@ class LocalBackend:
         packaged = packaged_default() if not model else None
         self._source = str(packaged or model or DEFAULT_MODEL)
         self.name = Path(self._source).stem if packaged else self._source
+        path = Path(self._source)
+        if not path.exists() and (path.is_absolute() or path.suffix == ".gguf"):
+            raise BackendError(f"there is no model at {self._source}")
+        # A hub id names its weights; a path does not.
+        self._content = f"#{fingerprint(path)}" if path.exists() else ""
         self._dtype, self._device = dtype, device
 
     @property
     def identity(self) -> str:
-        """The model, and the number type it computes in."""
-        return f"local:{self.name},dtype={self._dtype}"
+        """The model, what tells its files from others, and the number type it computes in."""
+        return f"local:{self.name}{self._content},dtype={self._dtype}"
 
     @property
     def batch(self) -> int:
@@ -132,6 +142,7 @@ class LocalBackend:
         for want, run in compute.items():
             chosen = [i for i, r in enumerate(rows) if r.request.want == want and i not in replies]
             for batch in _batches(chosen, rows, tokens):
+                await asyncio.sleep(0)  # so that an interruption can arrive between batches
                 started = time.perf_counter()
                 done = run([rows[i] for i in batch])
                 seconds = (time.perf_counter() - started) / len(batch)
@@ -303,7 +314,9 @@ def _batches(chosen: Sequence[int], rows: Sequence[_Row], tokens: int) -> list[l
     batches: list[list[int]] = []
     for i in sorted(chosen, key=lambda i: (-rows[i].width, i)):
         # The first of a batch is its longest, so it sets the width.
-        if batches and (len(batches[-1]) + 1) * rows[batches[-1][0]].width <= tokens:
+        fits = batches and (len(batches[-1]) + 1) * rows[batches[-1][0]].width <= tokens
+        # Stop marks hold for a whole batch.
+        if fits and rows[batches[-1][0]].request.params.stop == rows[i].request.params.stop:
             batches[-1].append(i)
         else:
             batches.append([i])

@@ -28,8 +28,9 @@ file that is absent or damaged, so both are checked before it is asked."""
 
 
 def estimate(text: str) -> int:
-    """Tokens of a text, taken as one for four characters, rounded up."""
-    return -(-len(text) // CHARACTERS_A_TOKEN)
+    """Tokens of a text: one for four ASCII characters, rounded up, and one for every other."""
+    plain = sum(map(str.isascii, text))
+    return -(-plain // CHARACTERS_A_TOKEN) + len(text) - plain
 
 
 def counter(model: str) -> tuple[Callable[[str], int], str]:

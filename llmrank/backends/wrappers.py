@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import tenacity
 
-from llmrank.errors import BackendError, CapabilityError
+from llmrank.errors import BackendError, CapabilityError, InputError
 from llmrank.plan import Embed, Grade, Likelihood, Order, Pick, Write
 from llmrank.request import Backend, Reply, Request, Want
 from llmrank.types import Usage
@@ -155,11 +156,11 @@ class Cached(Wrapper):
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """Limits of a run. None is no limit; `seconds` is wall time from the first request.
+    """Limits of one invocation. None is no limit; `seconds` is wall time from the first request.
 
-    `calls` is exact. For tokens and money what is in flight counts with its estimate, an upper
-    bound for the reply and a count for the prompt, so a run stops a little early, not late.
-    Prices are in money per million tokens.
+    `calls` counts requests but not their retries, and is exact. For tokens and money what is in
+    flight counts with its limit for the reply and a count for the prompt; where that count is an
+    estimate (see `llmrank.backends.tokens`), so is the cap. Prices are in money per million tokens.
     """
 
     calls: int | None = None
@@ -168,6 +169,11 @@ class Caps:
     seconds: float | None = None
     prompt_price: float = 0.0
     completion_price: float = 0.0
+
+    def __post_init__(self) -> None:
+        for price in (self.prompt_price, self.completion_price):
+            if not 0 <= price < math.inf:
+                raise InputError(f"a price must be 0 or more, not {price}")
 
     def price(self, usage: Usage) -> float:
         """What an amount of tokens costs."""

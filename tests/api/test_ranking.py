@@ -97,7 +97,7 @@ def test_after_a_refused_key_the_ranker_goes_on(listwise: Reranker, server: Serv
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
 def test_a_candidate_s_score_must_be_a_number(pointwise: Reranker, score: float) -> None:
     with pytest.raises(InputError, match="score of passage 1"):
-        pointwise.rank(QUERY, ["a", Candidate(Document("b", "c"), score)])
+        pointwise.rank(QUERY, [Candidate(Document("a", "b")), Candidate(Document("b", "c"), score)])
 
 
 @pytest.mark.parametrize(

@@ -61,19 +61,27 @@ def test_passages_as_users_have_them(qrels: str) -> None:
         {"text": "a text", "id": "good", "title": "T", "url": "http://x", "page": 3},
         {"_id": 7, "text": "a text", "id": None},
         Document("doc", "a text", metadata={"source": "s"}),
-        Candidate(Document("candidate", "a text"), 2.5),
-        {"text": "a text", "score": np.float32(1.5)},
     ]
     ranking = Reranker(qrels, method="yesno").rank(Query("q", QUERY), passages)
     assert ranking.query.id == "q"
-    assert _ids(ranking) == ["good", "0", "7", "doc", "candidate", "5"]
+    assert _ids(ranking) == ["good", "0", "7", "doc"]
     found = {hit.document.id: hit for hit in ranking}
     assert found["good"].document.metadata == {"url": "http://x", "page": 3}
     assert found["good"].document.contents == "T a text"
     assert found["doc"].document.metadata == {"source": "s"}
+
+
+def test_first_stage_scores_are_kept_and_given_for_all_or_none(qrels: str) -> None:
+    reranker = Reranker(qrels, method="yesno")
+    passages: list[Passage] = [
+        Candidate(Document("candidate", "a text"), 2.5),
+        {"text": "a text", "score": np.float32(-1.5)},
+    ]
+    found = {hit.document.id: hit for hit in reranker.rank(QUERY, passages)}
     assert found["candidate"].first_stage_score == 2.5
-    assert found["5"].first_stage_score == 1.5
-    assert found["0"].first_stage_score == 0
+    assert found["1"].first_stage_score == -1.5
+    with pytest.raises(InputError, match="2 of 3 passages bring a score"):
+        reranker.rank(QUERY, [*passages, "a text"])
 
 
 def test_equal_texts_are_kept_apart(server: Server) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -283,3 +284,9 @@ class TestInputs:
 
     def test_empty_documents_are_counted(self, data: Path) -> None:
         assert self._inputs(data, "1 Q0 a 1 3 x\n1 Q0 b 2 2 x\n").empty == 1
+
+
+@pytest.mark.parametrize("price", [-1.0, math.nan, math.inf])
+def test_a_price_must_be_an_amount(price: float) -> None:
+    with pytest.raises(InputError, match="price"):
+        Caps(cost=1.0, prompt_price=price)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -156,3 +158,33 @@ def test_what_cannot_be_loaded_is_a_clear_error(tmp_path: Path) -> None:
         LocalBackend(dtype="int3")
     with pytest.raises(LlmrankError, match="cannot load the local model"):
         _replies(LocalBackend(str(tmp_path)), [Likelihood(QUERY, DOCUMENTS[0])])
+
+
+def test_a_model_is_known_by_its_content_and_not_by_its_name(tmp_path: Path) -> None:
+    one, two = tmp_path / "a" / "m.gguf", tmp_path / "b" / "m.gguf"
+    for path, content in ((one, b"one"), (two, b"two")):
+        path.parent.mkdir()
+        path.write_bytes(content)
+    names = [LocalBackend(str(path)).identity for path in (one, two)]
+    two.write_bytes(b"one")
+    assert names[0].partition("#")[2] != names[1].partition("#")[2]
+    assert LocalBackend(str(two)).identity.partition("#")[2] == names[0].partition("#")[2]
+    with pytest.raises(LlmrankError, match="no model at"):
+        LocalBackend(str(tmp_path / "nowhere"))
+
+
+def test_a_cap_in_time_stops_the_computation_between_batches(model: LocalBackend) -> None:
+    asks = [Likelihood(QUERY, Document(str(i), f"{i} " + PASSAGES[2])) for i in range(64)]
+    requests = [PROMPTS.render(ask) for ask in asks]
+    started = time.monotonic()
+    run_sync(model.answer(requests[:8]))
+    part = time.monotonic() - started
+
+    async def interrupted() -> None:
+        async with asyncio.timeout(part / 8):
+            await model.answer(requests)
+
+    started = time.monotonic()
+    with pytest.raises(TimeoutError):
+        run_sync(interrupted())
+    assert time.monotonic() - started < 6 * part

@@ -243,7 +243,7 @@ def test_a_model_that_cannot_be_used(
     done = llmrank("rerank", *served, "--method", method, "--out", "a")
     assert done.code == 4
     assert told in done.err
-    assert _visible(tmp_path / "a") == {"journal.sqlite", "manifest.json"}
+    assert _visible(tmp_path / "a") == {"journal.sqlite"}
 
 
 def test_no_server(llmrank: Command, data: Data) -> None:
