@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -29,13 +30,15 @@ def list_prompts(as_json: o.Json = False) -> None:
 
 
 @app.command("show")
-def show(name: str) -> None:
+def show(name: str, as_json: o.Json = False) -> None:
     """Print a template's file: copy it, change it, and give it with --prompt KIND=FILE."""
     from llmrank import prompts
 
-    prompts.load(name)
-    path = prompts.path_of(name)
-    typer.echo(path.read_text(encoding="utf-8"), nl=False)
+    template = prompts.load(name)
+    if as_json:
+        screen.show(template.model_dump())
+    else:
+        typer.echo(prompts.path_of(name).read_text(encoding="utf-8"), nl=False)
 
 
 @app.command("render")
@@ -45,12 +48,24 @@ def render(
     passage: Annotated[
         list[str] | None, typer.Option(help="A passage; give it several times for several.")
     ] = None,
+    as_json: o.Json = False,
 ) -> None:
     """Print exactly what a model is sent for a query and passages."""
     from llmrank import prompts
 
     shown = passage or ["Dense retrieval compares vectors of queries and documents."]
     request = prompts.example(name, query, shown)
+    if as_json:
+        screen.show(
+            {
+                "messages": [turn._asdict() for turn in request.messages],
+                "prompt": request.prompt,
+                "target": request.target,
+                "labels": request.labels,
+                "params": asdict(request.params),
+            }
+        )
+        return
     for turn in request.messages:
         typer.echo(f"--- {turn.role}\n{turn.content}")
     if request.prompt:

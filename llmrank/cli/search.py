@@ -44,10 +44,12 @@ def search(
     fusion: Fusion = "rrf",
     dense_weight: DenseWeight = 0.5,
     out: RunFile = "-",
+    as_json: o.Json = False,
 ) -> None:
     """Search a corpus with BM25 (Lucene's formula, k1=.9, b=.4), dense vectors, or both.
 
-    Dense search is exact. Without --index the index is made in memory and thrown away.
+    Dense search is exact. Without --index the index is made in memory and thrown away. With --json
+    the hits are printed as JSON, and the run is written only where --out names a file.
     """
     from itertools import islice
 
@@ -58,11 +60,20 @@ def search(
         corpus, first_stage, index, encoder, encoder_url, analyzer, fusion, dense_weight
     )
     tag = first_stage if first_stage != "hybrid" else f"hybrid-{fusion}"
-    groups = (
+    groups = [
         (query.id, [(c.document.id, c.score) for c in found])
         for query, found in zip(asked, retriever.search_many(asked, k), strict=True)
-    )
-    trec.write_run(out, groups, tag=tag)
+    ]
+    if as_json:
+        screen.show(
+            [
+                {"query": query, "document": document, "rank": rank, "score": score}
+                for query, hits in groups
+                for rank, (document, score) in enumerate(hits, start=1)
+            ]
+        )
+    if out != "-" or not as_json:
+        trec.write_run(out, groups, tag=tag)
     if out != "-":
         screen.note(f"{len(asked)} queries searched, run in {out}")
 

@@ -46,3 +46,13 @@ def test_a_template_that_is_broken(llmrank: Command, tmp_path: Path) -> None:
     done = llmrank("prompts", "render", "mine.toml")
     assert (done.code, done.out) == (3, "")
     assert "mine.toml" in done.err
+
+
+@pytest.mark.parametrize("name", prompts.names())
+def test_show_and_render_as_json(llmrank: Command, name: str) -> None:
+    shown = json.loads(llmrank("prompts", "show", name, "--json").out)
+    assert (shown["name"], shown["sha256"]) == (name, prompts.load(name).sha256)
+    sent = json.loads(llmrank("prompts", "render", name, "--query", "why", "--json").out)
+    request = prompts.example(name, "why", ["Dense retrieval compares vectors."])
+    assert sent["params"]["max_tokens"] == request.params.max_tokens
+    assert bool(sent["messages"]) != bool(sent["prompt"])

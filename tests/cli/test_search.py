@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,14 @@ def test_a_mistake_while_building_leaves_no_index(llmrank: Command, tmp_path: Pa
     assert "'1' occurs twice" in done.err
     (tmp_path / "docs").write_text('{"_id": "1", "text": "a cat"}\n')
     assert llmrank("search", *given).out.split()[2] == "1"
+
+
+def test_hits_as_json(llmrank: Command, data: list[object], tmp_path: Path) -> None:
+    printed = llmrank("search", *data, "--limit", "2", "-k", "3", "--json")
+    hits = json.loads(printed.out)
+    run = llmrank("search", *data, "--limit", "2", "-k", "3").out
+    assert [(h["query"], h["document"], str(h["rank"])) for h in hits] == [
+        (line.split()[0], line.split()[2], line.split()[3]) for line in run.splitlines()
+    ]
+    both = llmrank("search", *data, "--limit", "2", "-k", "3", "--json", "--out", "a.trec")
+    assert (both.out, (tmp_path / "a.trec").read_text()) == (printed.out, run)
