@@ -41,7 +41,8 @@ class Request:
     """One rendered ask. Exactly one of `messages`, `prompt` and `texts` is filled.
 
     `target` is the continuation to score, `labels` the surface forms of every label (each form one
-    token), `cut` the number of passages shortened. `ask` is for judges that need no model.
+    token), `cut` the number of passages shortened. `ask` is for judges that need no model, and
+    `subject` holds the ids that such a judge goes by, which texts do not tell apart.
     """
 
     ask: Ask[Any]
@@ -54,6 +55,7 @@ class Request:
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     params: Params = Params()
     sample: int = 0
+    subject: tuple[str, ...] = ()
     cut: int = 0
 
     def key(self, identity: str) -> str:
@@ -77,6 +79,8 @@ class Request:
             ],
             self.sample,
         ]
+        if self.subject:
+            content.append(self.subject)
         text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

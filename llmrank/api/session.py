@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from llmrank.api.closing import Closing, Lifeline
 from llmrank.backends import Model, connect, connect_encoder
+from llmrank.backends.oracle import Oracle
 from llmrank.backends.wrappers import (
     Cached,
     Capped,
@@ -104,7 +105,8 @@ class Session(Closing):
         self.settings, self.journal = settings, journal
         self.model = model or connect(settings.model, base_url=settings.base_url)
         self.meter, self.encoder_meter = Meter(), Meter()
-        self.prompts = PromptSet(dict(settings.prompts), settings.passage_words)
+        judged = type(self.model) is Oracle or (settings.model or "").startswith("oracle:")
+        self.prompts = PromptSet(dict(settings.prompts), settings.passage_words, by_id=judged)
         self.encoder: Model | None = None
         self.backend = self._wrapped(self.model, self.meter, settings.caps)
         if embeds:

@@ -61,11 +61,13 @@ class PromptSet:
     """Which template serves which ask: the defaults, and what the user put in their place.
 
     `overrides` maps a kind of ask (`order`, `grade`, `likelihood`) or a write task to the name or
-    path of a template. `passage_words`, when given, holds for all templates.
+    path of a template. `passage_words`, when given, holds for all templates. `by_id` is for a judge
+    that goes by the ids of query and documents: requests with equal texts then differ.
     """
 
     overrides: Mapping[str, str | Path] = field(default_factory=dict)
     passage_words: int | None = None
+    by_id: bool = False
     _loaded: dict[str, Template] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -131,6 +133,7 @@ class PromptSet:
             labels=_forms(item, template),
             params=params,
             sample=item.sample,
+            subject=_ids(item) if self.by_id else (),
             cut=cut,
         )
 
@@ -177,6 +180,15 @@ def _seed(sample: int, texts: Sequence[str]) -> int:
     """
     digest = hashlib.sha256(repr((sample, list(texts))).encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _ids(item: Ask[Any]) -> tuple[str, ...]:
+    """Ids of the query and of the documents of an ask."""
+    if isinstance(item, Order | Pick):
+        return (item.query.id, *(doc.id for doc in item.docs))
+    if isinstance(item, Grade | Likelihood):
+        return item.query.id, item.doc.id
+    return ()
 
 
 def _forms(item: Ask[Any], template: Template) -> dict[str, tuple[str, ...]]:

@@ -290,3 +290,20 @@ class TestInputs:
 def test_a_price_must_be_an_amount(price: float) -> None:
     with pytest.raises(InputError, match="price"):
         Caps(cost=1.0, prompt_price=price)
+
+
+def test_an_oracle_tells_documents_and_queries_with_equal_texts_apart(tmp_path: Path) -> None:
+    (tmp_path / "docs").write_text("a\tsame\nb\tsame\n")
+    (tmp_path / "queries").write_text("q1\twhy\nq2\twhy\n")
+    (tmp_path / "qrels").write_text("q1 0 b 1\nq2 0 a 1\n")
+    (tmp_path / "run").write_text(
+        "".join(f"{q} Q0 {d} 1 {s} t\n" for q in ("q1", "q2") for d, s in (("a", 2), ("b", 1)))
+    )
+    folder = RunFolder(tmp_path / "out" / "run")
+    method = parse("yesno")
+    source = RunInput(tmp_path / "run", tmp_path / "docs", tmp_path / "queries")
+    with Session(Settings(f"oracle:{tmp_path / 'qrels'}"), folder.journal()) as session:
+        tally = rerank_run(session, method, Inputs(source, method.depth), folder)
+    assert (tally.asks, tally.reused) == (4, 0)
+    ranked = {q: [d for d, _ in hits] for q, hits in trec.read_run(folder.run)}
+    assert ranked == {"q1": ["b", "a"], "q2": ["a", "b"]}
