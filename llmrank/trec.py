@@ -484,11 +484,6 @@ def _collect(entries: Iterable[tuple[Line, RunLine]], seen: Collection[str]) -> 
     return scores
 
 
-def run_documents(source: Source, depth: int | None = None) -> set[str]:
-    """Ids of all documents that the run names within `depth`; the errors are read_run's."""
-    return {doc_id for _, hits in read_run(source, depth) for doc_id, _ in hits}
-
-
 def write_run(
     target: Source, groups: Iterable[tuple[str, Sequence[tuple[str, float]]]], *, tag: str
 ) -> None:

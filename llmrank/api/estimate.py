@@ -20,9 +20,10 @@ from llmrank.types import Ordering, Tally, Usage
 class Estimate:
     """What a run will send if no call fails and every reply is usable; others are asked once more.
 
-    `calls` are those not yet in the journal, `known` those that are. Tokens of the replies are an
-    upper bound, the limit sent with each request; `cost` is one too, 0 where there are no prices.
-    `rounds` is the largest number of calls of a query that have to wait for one another.
+    `calls` are those not yet in the journal, `known` those that are. Tokens of the prompts are
+    counted as `counting` says, those of the replies are the limit sent with each request; `cost`
+    is that of both, 0 where there are no prices. `rounds` is the largest number of calls of a
+    query that have to wait for one another.
     """
 
     queries: int
@@ -32,6 +33,7 @@ class Estimate:
     usage: Usage
     cost: float
     passages_cut: int
+    counting: str
 
 
 class StandIn(Oracle):
@@ -83,5 +85,12 @@ def estimate(
         session.run_sync(inputs.plans(method), finished)
     cost = settings.caps.price(counter.usage)
     return Estimate(
-        queries, counter.calls, counter.known, total.rounds, counter.usage, cost, total.cut
+        queries,
+        counter.calls,
+        counter.known,
+        total.rounds,
+        counter.usage,
+        cost,
+        total.cut,
+        model.counting,
     )

@@ -43,12 +43,10 @@ class Inputs:
 
     source: RunInput
     depth: int
-    run: str | Path = ""
     texts: dict[str, Document] = field(default_factory=dict)
     queries: dict[str, Query] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.run = self.run or self.source.run
         named: list[str] = []
         wanted: set[str] = set()
         for query_id, hits in self.groups():
@@ -72,7 +70,7 @@ class Inputs:
 
     def groups(self) -> Iterator[tuple[str, trec.Hits]]:
         """Query id and hits, best first, in the order of the run."""
-        for number, group in enumerate(trec.read_run(self.run), start=1):
+        for number, group in enumerate(trec.read_run(self.source.run), start=1):
             if self.source.limit is not None and number > self.source.limit:
                 return
             yield group
@@ -154,7 +152,7 @@ def rerank_run(
     goes on where it stopped.
     """
     session.check(method.family.asks)
-    if Path(inputs.run).resolve() == folder.run.resolve():
+    if Path(inputs.source.run).resolve() == folder.run.resolve():
         raise InputError(
             "this run would be overwritten", path=folder.run, remedy="choose another run folder"
         )
@@ -257,6 +255,8 @@ def summary(
         "completion_tokens": meter.usage.completion_tokens,
         "cached_tokens": meter.usage.cached_tokens,
         "cost": caps.price(meter.usage) if caps.prompt_price or caps.completion_price else None,
+        "embedding_requests": session.encoder_meter.requests,
+        "embedding_tokens": session.encoder_meter.usage.prompt_tokens,
         "passages_cut": tally.cut,
         "empty_documents": empty,
         "model_seconds": round(meter.seconds, 3),

@@ -26,6 +26,11 @@ BASE_URL = "LLMRANK_BASE_URL"
 class Model(Backend, Protocol):
     """A backend that can also count the tokens of a text."""
 
+    @property
+    def counting(self) -> str:
+        """How tokens are counted, in words."""
+        ...
+
     def count(self, text: str) -> int:
         """Tokens of a text."""
         ...

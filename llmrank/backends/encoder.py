@@ -29,6 +29,7 @@ class SentenceEncoder:
     """
 
     wants: frozenset[Want] = frozenset({"vectors"})
+    counting = "the model's tokenizer"
     batch = 32
 
     def __init__(self, model: str = "") -> None:

@@ -107,6 +107,7 @@ class LocalBackend:
     """
 
     wants: frozenset[Want] = frozenset({"text", "labels", "likelihood"})
+    counting = "the model's tokenizer"
 
     def __init__(self, model: str = "", *, dtype: str = "float32", device: str = "") -> None:
         if util.find_spec("torch") is None or util.find_spec("transformers") is None:

@@ -27,6 +27,7 @@ class Oracle:
 
     wants: frozenset[Want] = frozenset({"text", "labels", "likelihood"})
     batch = 1
+    counting = "estimate: 4 characters a token"
 
     def __init__(
         self,

@@ -55,9 +55,10 @@ def estimate(
             ["answers known", f"{found.known:,}"],
             ["rounds, longest query", f"{found.rounds:,}"],
             ["prompt tokens", f"{found.usage.prompt_tokens:,}"],
+            ["  counted by", found.counting],
             ["completion tokens, at most", f"{found.usage.completion_tokens:,}"],
             [
-                "cost, at most",
+                "cost, with replies at their limit",
                 f"{found.cost:.4f}"
                 if settings.caps.prompt_price or settings.caps.completion_price
                 else "give --prices IN,OUT",
