@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,20 @@ T = TypeVar("T")
 Vectors = NDArray[np.float32]
 
 
+By = Literal["text", "labels"]
+"""How a choice among documents is read: from the words of the reply, or from the probabilities of
+the documents' labels as its next token."""
+
+
 class Permutation(NamedTuple):
-    """An order of the documents shown, best first, and each one's label probability if known."""
+    """An order of the documents shown, best first.
+
+    Only the first `named` places were in the reply, the rest follow in the order shown; None where
+    all were.
+    """
 
     order: tuple[int, ...]
-    probabilities: tuple[float, ...] | None = None
+    named: int | None = None
 
 
 class Choice(NamedTuple):
@@ -67,11 +76,13 @@ class Ask(Generic[T]):
     """A question to a model in the words of the field, answered with an `Answer[T]`.
 
     `sample` tells apart repeated draws of the same question; `problem` says what was wrong with
-    the reply before, when a malformed one is asked for again.
+    the reply before, when a malformed one is asked for again; `stage` is the stage of a cascade
+    that asks, for the meter alone.
     """
 
     sample: int = field(default=0, kw_only=True)
     problem: str = field(default="", kw_only=True)
+    stage: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +95,15 @@ class Order(Ask[Permutation]):
 
 @dataclass(frozen=True, slots=True)
 class Pick(Ask[Choice]):
-    """Name the n most relevant documents."""
+    """Name the n most relevant documents, at most 26 of them being shown.
+
+    By labels the answer holds the probability of every document to be the most relevant one.
+    """
 
     query: Query
     docs: tuple[Document, ...]
     n: int = 1
+    by: By = "text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +125,10 @@ class Likelihood(Ask[LogProb]):
 
 @dataclass(frozen=True, slots=True)
 class Attend(Ask[tuple[float, ...]]):
-    """Give the relevance mass that attention puts on each document (open weights only)."""
+    """Give the relevance mass that attention puts on each document (open weights only).
+
+    The mass is calibrated: what a query without content draws is taken off, token by token.
+    """
 
     query: Query
     docs: tuple[Document, ...]
@@ -179,11 +197,30 @@ def together(plans: Sequence[Plan[T]]) -> Plan[list[T]]:
     return list(results)
 
 
-def persistent(plan: Plan[T], attempts: int = 2) -> Plan[T]:
-    """The same plan, asking up to `attempts` times where a reply has nothing usable in it.
+class Need(NamedTuple):
+    """What answering an ask takes: its kind, how it is read, the task of a text to write."""
 
-    Each further ask tells the model what was wrong. Failures of transport are not asked again
-    here: the retry layer has done so already.
+    ask: type[Ask[Any]]
+    by: By = "text"
+    task: str = ""
+
+
+def need(item: Ask[Any]) -> Need:
+    """What an ask needs of a backend and of the prompts."""
+    if isinstance(item, Pick):
+        return Need(Pick, item.by)
+    return Need(type(item), task=item.task) if isinstance(item, Write) else Need(type(item))
+
+
+def in_words(item: Ask[Any]) -> bool:
+    """Whether the answer is read from words: a probability would come out the same again."""
+    return need(item) in (Need(Order), Need(Pick)) or isinstance(item, Write)
+
+
+def reworked(plan: Plan[T], change: Callable[[Ask[Any]], Ask[Any] | Plan[Any]]) -> Plan[T]:
+    """The same plan with each of its asks, those of sub-plans too, replaced by what `change` says.
+
+    `change` gives another ask, or a plan that returns the answer.
     """
     answers: Sequence[Any] | None = None
     while True:
@@ -192,9 +229,22 @@ def persistent(plan: Plan[T], attempts: int = 2) -> Plan[T]:
         except StopIteration as stop:
             return cast("T", stop.value)
         answers = yield tuple(
-            _insist(item, attempts) if isinstance(item, Ask) else persistent(item, attempts)
-            for item in items
+            change(item) if isinstance(item, Ask) else reworked(item, change) for item in items
         )
+
+
+def persistent(plan: Plan[T], attempts: int = 2) -> Plan[T]:
+    """The same plan, asking up to `attempts` times where words have nothing usable in them.
+
+    Each further ask tells the model what was wrong. Failures of transport are not asked again
+    here: the retry layer has done so already.
+    """
+    return reworked(plan, lambda item: _insist(item, attempts) if in_words(item) else item)
+
+
+def staged(plan: Plan[T], stage: str) -> Plan[T]:
+    """The same plan, its asks marked as those of a stage."""
+    return reworked(plan, lambda item: replace(item, stage=stage))
 
 
 def _insist(item: Ask[T], attempts: int) -> Plan[Answer[T]]:

@@ -11,9 +11,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 from llmrank.plan import Ask, Vectors
 from llmrank.types import Usage
 
-Want = Literal["text", "labels", "likelihood", "vectors"]
+Want = Literal["text", "labels", "likelihood", "attention", "vectors"]
 """What a request wants back: generated text, log-probabilities of labels as the next token, the
-log-probability of a given continuation, or embeddings."""
+log-probability of a given continuation, attention masses of documents, or embeddings."""
 
 KEY_VERSION = 1
 
@@ -98,7 +98,8 @@ class Reply:
     A non-empty `error` means that there is no reply: every other field is then meaningless.
     `unasked` says which cap kept the request from being sent; `key` is set where there is a
     journal. `label_logprobs` holds the log-probability of every surface form that the backend
-    reported; forms it did not report are absent. `logprob` is the sum over the target's `tokens`.
+    reported; forms it did not report are absent. `logprob` is the sum over the target's `tokens`;
+    `attention` has one calibrated mass per document.
     """
 
     text: str = ""
@@ -107,6 +108,7 @@ class Reply:
     label_logprobs: Mapping[str, float] = field(default_factory=dict)
     logprob: float | None = None
     tokens: int = 0
+    attention: tuple[float, ...] | None = None
     vectors: Vectors | None = None
     usage: Usage = Usage()
     model: str = ""

@@ -11,16 +11,19 @@ from typing import Any, NamedTuple
 from llmrank.errors import SpecError
 
 _SPEC = re.compile(
-    r"\s*(?P<name>\w+)\s*(?:\((?P<parameters>[^()]*)\))?\s*(?:@\s*(?P<depth>\d{1,9}))?\s*"
+    r"\s*(?P<name>\w+)\s*(?:\((?P<inside>.*)\))?\s*(?:@\s*(?P<depth>\d{1,9}))?\s*", re.DOTALL
 )
+_VALUE = re.compile(r"[^()]*")
 
 
 class Spec(NamedTuple):
-    """A name, the parameters given in brackets, and the depth given behind `@`, if any."""
+    """A name, the parameters given in brackets, the depth behind `@` if any, and what stands first
+    in the brackets without an equals sign of its own: another spec."""
 
     name: str
     parameters: Mapping[str, str]
     depth: int | None
+    inner: str = ""
 
 
 def split(text: str) -> Spec:
@@ -29,19 +32,35 @@ def split(text: str) -> Spec:
     if match is None:
         raise SpecError(f"cannot read {text!r}; it should look like name(parameter=value)@depth")
     given: dict[str, str] = {}
-    for part in filter(None, (piece.strip() for piece in (match["parameters"] or "").split(","))):
+    inner, *parts = _parts(match["inside"] or "") or [""]
+    if not (re.match(r"\w+\s*\(", inner) or re.fullmatch(r"[^\W\d]\w*(@\d+)?", inner)):
+        inner, parts = "", [inner, *parts] if inner else parts
+    for part in parts:
         key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or not key or key in given:
+        if not equals or not key or key in given or not _VALUE.fullmatch(value):
             raise SpecError(f"{match['name']}: cannot read {part!r}; write parameter=value, once")
         given[key] = value
     depth = None if match["depth"] is None else int(match["depth"])
-    return Spec(match["name"], given, depth)
+    return Spec(match["name"], given, depth, inner)
+
+
+def _parts(inside: str) -> list[str]:
+    """What stands between the commas that are in no brackets of their own."""
+    parts, level = [""], 0
+    for letter in inside:
+        level += (letter == "(") - (letter == ")")
+        if letter == "," and not level:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]
 
 
 def defaults(function: Callable[..., Any]) -> dict[str, object]:
-    """Keyword-only parameters of a function and their defaults."""
+    """Keyword-only parameters of a function that have defaults, and these."""
     found = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in found if p.kind is p.KEYWORD_ONLY}
+    wanted = (p for p in found if p.kind is p.KEYWORD_ONLY and p.default is not p.empty)
+    return {p.name: p.default for p in wanted}
 
 
 def bind(name: str, function: Callable[..., Any], given: Mapping[str, object]) -> dict[str, object]:
@@ -54,12 +73,13 @@ def bind(name: str, function: Callable[..., Any], given: Mapping[str, object]) -
     return {key: _read(f"{name}: {key}", value, allowed[key]) for key, value in given.items()}
 
 
-def written(name: str, parameters: Mapping[str, object]) -> str:
+def written(name: str, parameters: Mapping[str, object], inner: str = "") -> str:
     """The spec of a name with its parameters; `split` and `bind` read it back."""
-    inside = ", ".join(
+    settings = [
         f"{key}={str(value).lower() if isinstance(value, bool) else value}"
         for key, value in parameters.items()
-    )
+    ]
+    inside = ", ".join([inner, *settings] if inner else settings)
     return f"{name}({inside})" if inside else name
 
 

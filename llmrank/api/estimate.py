@@ -11,7 +11,7 @@ from llmrank.backends import Model, connect
 from llmrank.backends.oracle import Oracle
 from llmrank.backends.wrappers import Caps, expected_usage
 from llmrank.request import Reply, Request
-from llmrank.rerank import Method
+from llmrank.rerank import Ranker
 from llmrank.store import Journal
 from llmrank.types import Ordering, Tally, Usage
 
@@ -67,7 +67,7 @@ class StandIn(Oracle):
 
 
 def estimate(
-    settings: Settings, method: Method, inputs: Inputs, journal: Journal | None = None
+    settings: Settings, method: Ranker, inputs: Inputs, journal: Journal | None = None
 ) -> Estimate:
     """Drive the run's own plans with a stand-in for the model and count what it would be sent."""
     model = connect(settings.model, base_url=settings.base_url)
@@ -81,7 +81,7 @@ def estimate(
         queries += 1
 
     with Session(replace(settings, caps=Caps()), model=counter) as session:
-        session.check(method.family.asks)
+        session.check(method.needs)
         session.run_sync(inputs.plans(method), finished)
     cost = settings.caps.price(counter.usage)
     return Estimate(

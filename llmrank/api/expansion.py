@@ -12,7 +12,7 @@ from llmrank.api.runs import Progress, fingerprint, summary, versions
 from llmrank.api.session import Session
 from llmrank.errors import InputError
 from llmrank.expand import Expander, Expansion
-from llmrank.plan import Embed, Write
+from llmrank.plan import Embed, Need, Write
 from llmrank.store import RunFolder
 from llmrank.types import Query, Tally
 
@@ -47,9 +47,9 @@ def expand(
 
 def check(session: Session, expander: Expander) -> None:
     """Raise unless the session's model and encoder can answer what an expansion asks."""
-    session.check(Write, expander.name)
+    session.check([Need(Write, task=expander.name)])
     if expander.family.first_stage == "dense":
-        session.check(Embed)
+        session.check([Need(Embed)])
 
 
 def expand_run(

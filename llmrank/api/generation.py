@@ -13,7 +13,7 @@ import llmrank.trec as trec
 from llmrank.api.runs import Progress, fingerprint, summary, versions
 from llmrank.api.session import Session
 from llmrank.errors import InputError
-from llmrank.plan import Write
+from llmrank.plan import Need, Write
 from llmrank.prompts import PromptSet
 from llmrank.store import RunFolder
 from llmrank.synth import (
@@ -103,7 +103,7 @@ def generate(
     `search` is the first stage of the round-trip filter, which is run only for queries that the
     cheaper filters passed.
     """
-    session.check(Write, TASK)
+    session.check([Need(Write, task=TASK)])
     recipe = recipe or Recipe()
     done: dict[int, list[Draft]] = {}
     total = Tally()
@@ -163,7 +163,7 @@ def generate_folder(
     The BEIR files are `queries.jsonl` and `qrels/train.tsv`, next to the user's own corpus.
     """
     started = time.time()
-    session.check(Write, TASK)
+    session.check([Need(Write, task=TASK)])
     folder.check("generation")
     examples, tally = generate(session, documents, search, recipe, progress=progress)
     trec.write_jsonl(folder.path / "examples.jsonl", (record(e, session.prompts) for e in examples))
@@ -203,7 +203,7 @@ def funnel(examples: Sequence[Example]) -> Mapping[str, int]:
 
 def record(example: Example, prompts: PromptSet) -> dict[str, object]:
     """One line of `examples.jsonl`; `params` are those that were sent, the seed among them."""
-    template = prompts.slot(TASK, "write")
+    template = prompts.slot(Need(Write, task=TASK))
     answer = example.draft.answer
     return {
         "_id": example.id,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from llmrank.api.session import NEEDS
 from llmrank.backends import connect
 from llmrank.engine import run_sync
-from llmrank.rerank import METHODS
+from llmrank.prompts.render import want_of
+from llmrank.rerank import METHODS, Method
 
 
 def probe(model: str | None = None, base_url: str | None = None) -> dict[str, object]:
@@ -27,7 +27,8 @@ def probe(model: str | None = None, base_url: str | None = None) -> dict[str, ob
         found = run_sync(ask_server(backend))
         return {**asdict(found), **found.uses}
     methods = {
-        name: "yes" if NEEDS[family.asks] in backend.wants else "no"
+        name: "yes" if {want_of(n) for n in Method(name).needs} <= backend.wants else "no"
         for name, family in METHODS.items()
+        if not family.inner
     }
     return {"model": backend.identity, "gives": ", ".join(sorted(backend.wants)), **methods}

@@ -15,7 +15,7 @@ from llmrank.backends import connect
 from llmrank.backends.wrappers import Caps
 from llmrank.errors import InputError
 from llmrank.plan import Plan
-from llmrank.rerank import Method
+from llmrank.rerank import Ranker
 from llmrank.retrieve import score_passages
 from llmrank.store import Journal
 from llmrank.types import Candidate, Document, Hit, Ordering, Query, Ranking, Tally
@@ -28,7 +28,7 @@ LOCAL_METHOD = "likelihood(prior=0.5)"
 SERVER_METHOD = "sliding(window=20, stride=10)"
 
 
-def default_method(model: str) -> Method:
+def default_method(model: str) -> Ranker:
     """The method for a model whose identity is given, when the user names none.
 
     A model small enough to run in this process ranks by likelihood and not by instruction.
@@ -48,7 +48,7 @@ class Reranker(Closing):
         self,
         model: str | None = None,
         *,
-        method: str | Method | None = None,
+        method: str | Ranker | None = None,
         base_url: str | None = None,
         prompts: Mapping[str, str | Path] | None = None,
         journal: str | Path | None = None,
@@ -65,7 +65,7 @@ class Reranker(Closing):
         backend = connect(model, base_url=base_url)
         chosen = method or default_method(backend.identity)
         self.method = methods.parse(chosen) if isinstance(chosen, str) else chosen
-        check(settings, backend, self.method.family.asks)
+        check(settings, backend, self.method.needs)
         self._session = Session(
             settings, Journal(Path(journal)) if journal else None, model=backend
         )
@@ -104,7 +104,7 @@ class _Rankings:
     """Requests as plans, and the rankings they led to."""
 
     def __init__(
-        self, requests: Iterable[tuple[str | Query, Iterable[Passage]]], method: Method
+        self, requests: Iterable[tuple[str | Query, Iterable[Passage]]], method: Ranker
     ) -> None:
         self._method = method
         self._jobs = [

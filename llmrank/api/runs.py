@@ -16,7 +16,7 @@ import llmrank.trec as trec
 from llmrank.api.session import Session
 from llmrank.errors import InputError, StoppedAtCap, TooManyFailures
 from llmrank.plan import Plan
-from llmrank.rerank import Method
+from llmrank.rerank import Ranker
 from llmrank.store import RunFolder
 from llmrank.types import Candidate, Document, Ordering, Query, Tally
 
@@ -79,7 +79,7 @@ class Inputs:
         """Hits as candidates; those below the depth have no text, as none is needed."""
         return [Candidate(self.texts.get(i) or Document(i, ""), score) for i, score in hits]
 
-    def plans(self, method: Method) -> Iterator[tuple[str, Plan[Ordering]]]:
+    def plans(self, method: Ranker) -> Iterator[tuple[str, Plan[Ordering]]]:
         """One plan a query, made when the engine asks for it."""
         for query_id, hits in self.groups():
             yield query_id, method.plan(self.queries[query_id], self.candidates(hits))
@@ -140,7 +140,7 @@ class Result:
 
 def rerank_run(
     session: Session,
-    method: Method,
+    method: Ranker,
     inputs: Inputs,
     folder: RunFolder,
     *,
@@ -151,7 +151,7 @@ def rerank_run(
     Answers that the folder's journal has are not asked for again, so the same call after a crash
     goes on where it stopped.
     """
-    session.check(method.family.asks)
+    session.check(method.needs)
     if Path(inputs.source.run).resolve() == folder.run.resolve():
         raise InputError(
             "this run would be overwritten", path=folder.run, remedy="choose another run folder"

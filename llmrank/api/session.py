@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from llmrank.api.closing import Closing, Lifeline
 from llmrank.backends import Model, connect, connect_encoder
@@ -23,23 +23,14 @@ from llmrank.backends.wrappers import (
 )
 from llmrank.engine import Engine, Finished, run_async, run_sync
 from llmrank.errors import CapabilityError, InputError, SpecError
-from llmrank.plan import Ask, Embed, Grade, Likelihood, Order, Pick, Plan, Write
+from llmrank.plan import Need, Plan
 from llmrank.prompts import PromptSet
-from llmrank.prompts.render import KINDS
-from llmrank.request import Backend, Want
+from llmrank.prompts.render import KINDS, slot_of, want_of
+from llmrank.request import Backend
 from llmrank.store import Journal
 
 K = TypeVar("K")
 T = TypeVar("T")
-
-NEEDS: Mapping[type[Ask[Any]], Want] = {
-    Order: "text",
-    Pick: "text",
-    Grade: "labels",
-    Likelihood: "likelihood",
-    Write: "text",
-    Embed: "vectors",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,27 +56,31 @@ class Settings:
             raise InputError(f"in_flight must be at least 1, not {self.in_flight}")
 
 
-def check(settings: Settings, backend: Backend, ask: type[Ask[Any]], task: str = "") -> None:
-    """Raise unless the backend can answer this kind of ask, and its prompt is in order.
+def check(settings: Settings, backend: Backend, needs: Collection[Need]) -> None:
+    """Raise unless the backend can answer all that is needed, and its prompts are in order.
 
     `CapabilityError` where it cannot; `SpecError` for a prompt that cannot be read, or that stands
-    in `settings` for something that is not asked. `task` names what an ask of `Write` writes.
+    in `settings` for something that is not asked.
     """
-    if NEEDS.get(ask) not in backend.wants:
-        can = ", ".join(sorted(backend.wants))
-        raise CapabilityError(f"{backend.identity} cannot answer {ask.__name__}; it gives: {can}")
-    if ask not in KINDS:
-        return
-    slot = task or KINDS[ask]
-    template = PromptSet(dict(settings.prompts), settings.passage_words).slot(slot, KINDS[ask])
-    if task and template.inputs != (usual := PromptSet().slot(slot, KINDS[ask])).inputs:
-        takes, needs = ", ".join(template.inputs), ", ".join(usual.inputs)
-        raise SpecError(f"prompt {template.name!r} takes {takes}; for {task!r} it must be {needs}")
-    for given in settings.prompts:
-        if given != slot:
+    for needed in needs:
+        if (want := want_of(needed)) not in backend.wants:
+            can = ", ".join(sorted(backend.wants))
+            what = f"{needed.ask.__name__} ({want})"
+            raise CapabilityError(f"{backend.identity} cannot answer {what}; it gives: {can}")
+    worded = [needed for needed in needs if needed.ask in KINDS]
+    prompts, usual = PromptSet(dict(settings.prompts), settings.passage_words), PromptSet()
+    for needed in worded:
+        template = prompts.slot(needed)
+        if needed.task and template.inputs != usual.slot(needed).inputs:
+            takes, needs_ = ", ".join(template.inputs), ", ".join(usual.slot(needed).inputs)
             raise SpecError(
-                f"the prompt for {given!r} would not be used; what is asked is {slot!r}"
+                f"prompt {template.name!r} takes {takes}; for {needed.task!r} it must be {needs_}"
             )
+    slots = {slot_of(needed) for needed in worded}
+    for given in settings.prompts if worded else ():
+        if given not in slots:
+            asked = ", ".join(map(repr, sorted(slots)))
+            raise SpecError(f"the prompt for {given!r} would not be used; what is asked is {asked}")
 
 
 class Session(Closing):
@@ -122,9 +117,9 @@ class Session(Closing):
             backend = Capped(backend, caps, model.count)
         return Cached(backend, self.journal) if self.journal is not None else backend
 
-    def check(self, ask: type[Ask[Any]], task: str = "") -> None:
-        """Raise unless the model can answer this kind of ask, as `check` says."""
-        check(self.settings, self.backend, ask, task)
+    def check(self, needs: Collection[Need]) -> None:
+        """Raise unless the model can answer all that is needed, as `check` says."""
+        check(self.settings, self.backend, needs)
 
     async def run(self, plans: Iterable[tuple[K, Plan[T]]], finished: Finished[K, T]) -> None:
         """Run plans; `finished` gets key, result and tally of each as it ends, in any order."""

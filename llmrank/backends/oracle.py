@@ -10,9 +10,12 @@ from random import Random
 
 from llmrank.backends.wrappers import expected_usage
 from llmrank.errors import InputError
-from llmrank.plan import Grade, Likelihood, Order, Pick, Write
+from llmrank.plan import Attend, Grade, Likelihood, Order, Pick, Write
 from llmrank.request import Reply, Request, Want
 from llmrank.types import Document, Query, Usage
+
+SHARPNESS = 4.0
+"""How sure an oracle's probabilities are of a difference of 1 in utility, in nats."""
 
 
 class Oracle:
@@ -25,7 +28,7 @@ class Oracle:
     what an estimate needs.
     """
 
-    wants: frozenset[Want] = frozenset({"text", "labels", "likelihood"})
+    wants: frozenset[Want] = frozenset({"text", "labels", "likelihood", "attention"})
     batch = 1
     counting = "estimate: 4 characters a token"
 
@@ -67,10 +70,8 @@ class Oracle:
     def _one(self, request: Request) -> Reply:
         ask = request.ask
         usage = Usage(expected_usage(request, self.count).prompt_tokens)
-        if isinstance(ask, Order | Pick):
-            chain = " > ".join(f"[{i + 1}]" for i in self._best_first(request, ask))
-            usage = replace(usage, completion_tokens=self.count(chain))
-            return Reply(text=chain, usage=usage, model="oracle")
+        if isinstance(ask, Order | Pick | Attend):
+            return self._among(request, ask, usage)
         if isinstance(ask, Grade):
             utility = self._utility(request, ask.query, ask.doc, 0.0)
             logprobs = _label_logprobs(utility, request.labels)
@@ -83,12 +84,26 @@ class Oracle:
             return Reply(text="a text that answers", usage=usage, model="oracle")
         return Reply(error=f"an oracle cannot answer {type(ask).__name__}")
 
-    def _best_first(self, request: Request, ask: Order | Pick) -> list[int]:
+    def _among(self, request: Request, ask: Order | Pick | Attend, usage: Usage) -> Reply:
+        """The documents compared with each other."""
         steps = max(1, len(ask.docs) - 1)
         utilities = [
             self._utility(request, ask.query, doc, i / steps) for i, doc in enumerate(ask.docs)
         ]
-        return sorted(range(len(ask.docs)), key=lambda i: (-utilities[i], i))
+        if isinstance(ask, Attend):
+            return Reply(attention=tuple(utilities), usage=usage, model="oracle")
+        if request.want == "labels":
+            forms = (forms[0] for forms in request.labels.values())
+            logprobs = _softmax([SHARPNESS * utility for utility in utilities])
+            found = dict(zip(forms, logprobs, strict=True))
+            return Reply(label_logprobs=found, usage=usage, model="oracle")
+        best = sorted(range(len(ask.docs)), key=lambda i: (-utilities[i], i))
+        if isinstance(ask, Pick):
+            chain = ", ".join(chr(ord("A") + i) for i in best[: ask.n])
+        else:
+            chain = " > ".join(f"[{i + 1}]" for i in best)
+        usage = replace(usage, completion_tokens=self.count(chain))
+        return Reply(text=chain, usage=usage, model="oracle")
 
     def _utility(self, request: Request, query: Query, doc: Document, depth: float) -> float:
         grade = self._qrels.get(query.id, {}).get(doc.id, 0) / self._top
@@ -104,11 +119,15 @@ class Oracle:
 def _label_logprobs(utility: float, labels: Mapping[str, tuple[str, ...]]) -> dict[str, float]:
     """Labels stand best first; each is the likelier, the nearer its level is to the utility."""
     levels = [1 - i / max(1, len(labels) - 1) for i in range(len(labels))]
-    scores = [-4.0 * (utility - level) ** 2 for level in levels]
-    # Without the largest taken out first, a utility far from every level would underflow.
+    logprobs = _softmax([-SHARPNESS * (utility - level) ** 2 for level in levels])
+    return {forms[0]: value for forms, value in zip(labels.values(), logprobs, strict=True)}
+
+
+def _softmax(scores: Sequence[float]) -> list[float]:
+    # Without the largest taken out first, a score far from 0 would underflow.
     top = max(scores)
     norm = top + math.log(math.fsum(math.exp(score - top) for score in scores))
-    return {forms[0]: score - norm for forms, score in zip(labels.values(), scores, strict=True)}
+    return [score - norm for score in scores]
 
 
 def _digest(qrels: Mapping[str, Mapping[str, int]]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import tenacity
 
 from llmrank.errors import BackendError, CapabilityError, InputError
-from llmrank.plan import Embed, Grade, Likelihood, Order, Pick, Write
+from llmrank.plan import Attend, Embed, Grade, Likelihood, Order, Pick, Write
 from llmrank.request import Backend, Reply, Request, Want
 from llmrank.types import Usage
 
@@ -65,7 +65,7 @@ def about(request: Request) -> dict[str, object]:
     """What a request was about, in words that a person can search the journal for."""
     ask = request.ask
     told: dict[str, object] = {"ask": type(ask).__name__.lower(), "sample": request.sample}
-    if isinstance(ask, Order | Pick):
+    if isinstance(ask, Order | Pick | Attend):
         told |= {"query": ask.query.id, "docs": [doc.id for doc in ask.docs]}
     elif isinstance(ask, Grade | Likelihood):
         told |= {"query": ask.query.id, "docs": [ask.doc.id]}

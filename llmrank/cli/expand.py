@@ -40,14 +40,14 @@ def expand(
     from llmrank import api, trec
     from llmrank import expand as expansion
     from llmrank.backends import connect
-    from llmrank.plan import Write
+    from llmrank.plan import Need, Write
     from llmrank.store import RunFolder
 
     expander = expansion.parse(method)
     started = time.perf_counter()
     first_stage = expander.family.first_stage
     writer = connect(settings.model, base_url=settings.base_url)
-    api.check(settings, writer, Write, expander.name)
+    api.check(settings, writer, [Need(Write, task=expander.name)])
     screen.note(f"{expander} by {writer.identity}, into {out or UNNAMED}")
     asked = list(islice(trec.read_queries(queries), limit))
     retriever = None

@@ -45,13 +45,13 @@ def generate(
     """
     from llmrank import api, trec
     from llmrank.backends import connect
-    from llmrank.plan import Write
+    from llmrank.plan import Need, Write
     from llmrank.store import RunFolder
     from llmrank.synth.queries import TASK
 
     started = time.perf_counter()
     writer = connect(settings.model, base_url=settings.base_url)
-    api.check(settings, writer, Write, TASK)
+    api.check(settings, writer, [Need(Write, task=TASK)])
     shown = api.demonstrations(examples) if examples else ()
     chosen = api.draw(trec.read_corpus(corpus), documents, seed)
     if not chosen:

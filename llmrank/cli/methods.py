@@ -12,8 +12,7 @@ def methods(as_json: o.Json = False) -> None:
 
     rows = [
         {
-            "method": str(rerank.Method(name)),
-            "ask": family.asks.__name__,
+            "method": name,
             "calls": family.calls,
             "rounds": family.rounds,
             "source": family.source,

@@ -40,7 +40,7 @@ def rerank(
     started = time.perf_counter()
     asked = connect(settings.model, base_url=settings.base_url)
     chosen = rerank.parse(method) if method else api.default_method(asked.identity)
-    api.check(settings, asked, chosen.family.asks)
+    api.check(settings, asked, chosen.needs)
     screen.note(f"{chosen} by {asked.identity}, into {out or UNNAMED}")
     with trec.rereadable(run) as first:
         inputs = api.Inputs(api.RunInput(first, corpus, queries, limit), chosen.depth)

@@ -11,8 +11,20 @@ from typing import Any, cast
 
 import llmrank.prompts.replies as replies
 from llmrank.errors import SpecError
-from llmrank.plan import Answer, Ask, Embed, Grade, Likelihood, Order, Pick, Write
-from llmrank.prompts.template import Kind, Passage, Template, load
+from llmrank.plan import (
+    Answer,
+    Ask,
+    Attend,
+    Embed,
+    Grade,
+    Likelihood,
+    Need,
+    Order,
+    Pick,
+    Write,
+    need,
+)
+from llmrank.prompts.template import LETTERS, Kind, Passage, Template, load
 from llmrank.request import Message, Params, Reply, Request, Want
 from llmrank.types import Document, Query
 
@@ -21,6 +33,7 @@ KINDS: Mapping[type[Ask[Any]], Kind] = {
     Pick: "pick",
     Grade: "grade",
     Likelihood: "likelihood",
+    Attend: "attend",
     Write: "write",
 }
 WANTS: Mapping[Kind, Want] = {
@@ -28,13 +41,20 @@ WANTS: Mapping[Kind, Want] = {
     "pick": "text",
     "grade": "labels",
     "likelihood": "likelihood",
+    "attend": "attention",
     "write": "text",
 }
 DEFAULTS: Mapping[str, str] = {
     "order": "listwise",
+    "pick": "setwise",
     "grade": "yesno",
     "likelihood": "likelihood",
+    "attend": "attention",
 }
+YES_NO = ("yes", "no")
+SCALE = "scale"
+"""The default template of a grade with other labels than yes and no."""
+
 AGAIN = (
     "Your previous reply could not be used: {problem}. "
     "Reply again in exactly the form asked for and add nothing else."
@@ -68,7 +88,7 @@ class PromptSet:
     overrides: Mapping[str, str | Path] = field(default_factory=dict)
     passage_words: int | None = None
     by_id: bool = False
-    _loaded: dict[str, Template] = field(
+    _loaded: dict[str | Path, Template] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -78,27 +98,31 @@ class PromptSet:
 
     def template(self, item: Ask[Any]) -> Template:
         """The template for an ask."""
-        kind = KINDS.get(type(item))
-        if kind is None:
-            raise SpecError(f"no prompt can word an ask of the kind {type(item).__name__}")
-        slot = item.task if isinstance(item, Write) else kind
-        return self.slot(slot, kind)
+        needed = need(item)
+        if needed.ask not in KINDS:
+            raise SpecError(f"no prompt can word an ask of the kind {needed.ask.__name__}")
+        graded = isinstance(item, Grade) and item.labels != YES_NO
+        return self._template(slot_of(needed), KINDS[needed.ask], SCALE if graded else "")
 
-    def slot(self, slot: str, kind: Kind) -> Template:
-        """The template in a slot: a kind of ask, or a write task."""
-        if slot not in self._loaded:
-            template = load(self.overrides.get(slot, DEFAULTS.get(slot, slot)))
+    def slot(self, needed: Need) -> Template:
+        """The template for whatever needs this."""
+        return self._template(slot_of(needed), KINDS[needed.ask])
+
+    def _template(self, slot: str, kind: Kind, default: str = "") -> Template:
+        name = self.overrides.get(slot, default or DEFAULTS.get(slot, slot))
+        if name not in self._loaded:
+            template = load(name)
             if template.ask != kind:
                 raise SpecError(
                     f"prompt {template.name!r} is for `{template.ask}`, `{slot}` needs `{kind}`"
                 )
-            self._loaded[slot] = template
-        return self._loaded[slot]
+            self._loaded[name] = template
+        return self._loaded[name]
 
     @property
     def used(self) -> Mapping[str, Template]:
-        """The templates that were used so far, by slot."""
-        return dict(self._loaded)
+        """The templates that were used so far, by name."""
+        return {template.name: template for template in self._loaded.values()}
 
     def render(self, item: Ask[Any]) -> Request:
         """The request for an ask.
@@ -119,7 +143,7 @@ class PromptSet:
             stop=sampling.stop,
             seed=_seed(item.sample, texts) if sampling.temperature else None,
         )
-        want = WANTS[template.ask]
+        want = want_of(need(item))
         if item.problem and want == "text" and template.messages:
             last = max(i for i, turn in enumerate(template.messages) if turn.role == "user")
             texts[last] += "\n\n" + AGAIN.format(problem=clean(item.problem))
@@ -147,14 +171,15 @@ class PromptSet:
                     f"the task {item.task!r} gives {sorted(given)}"
                 )
             return given, 0, 0
-        asked = cast("Order | Pick | Grade | Likelihood", item)
-        docs: Sequence[Document] = asked.docs if isinstance(asked, Order | Pick) else (asked.doc,)
+        asked = cast("Order | Pick | Grade | Likelihood | Attend", item)
+        several = isinstance(asked, Order | Pick | Attend)
+        docs: Sequence[Document] = asked.docs if several else (asked.doc,)
         limit = self.passage_words or template.passage_words  # neither can be 0
         shown = [_shorten(clean(doc.contents), limit) for doc in docs]
         cut = sum(was_cut for _, was_cut in shown)
         query: Query = asked.query
         values: dict[str, Any] = {"query": clean(query.text)}
-        if isinstance(asked, Order | Pick):
+        if several:
             # A bracketed number inside a passage would look like another passage's identifier.
             values["passages"] = [
                 Passage(number, _IDENTIFIER.sub(r"(\1)", text))
@@ -162,14 +187,20 @@ class PromptSet:
             ]
         else:
             values["passage"] = shown[0][0]
+        if isinstance(asked, Pick):
+            if len(docs) > len(LETTERS):
+                raise SpecError(f"{len(docs)} passages to pick from; there are 26 letters")
+            values["n"] = asked.n
+        if isinstance(asked, Grade):
+            values["labels"] = asked.labels
         return values, len(docs), cut
 
     def parse(self, request: Request, reply: Reply) -> Answer[Any]:
         """The typed outcome of a reply."""
-        keep = "text"
-        if isinstance(request.ask, Write):
-            keep = self.template(request.ask).keep
-        return replies.read(request, reply, keep=keep)
+        if isinstance(request.ask, Write | Order):
+            template = self.template(request.ask)
+            return replies.read(request, reply, keep=template.keep, reader=template.reader)
+        return replies.read(request, reply)
 
 
 def _seed(sample: int, texts: Sequence[str]) -> int:
@@ -182,9 +213,21 @@ def _seed(sample: int, texts: Sequence[str]) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
+def slot_of(needed: Need) -> str:
+    """Where a template for this is put: the kind of ask, or the write task."""
+    return needed.task or KINDS[needed.ask]
+
+
+def want_of(needed: Need) -> Want:
+    """What a backend must be able to give."""
+    if needed.by == "labels":
+        return "labels"
+    return "vectors" if needed.ask is Embed else WANTS[KINDS[needed.ask]]
+
+
 def _ids(item: Ask[Any]) -> tuple[str, ...]:
     """Ids of the query and of the documents of an ask."""
-    if isinstance(item, Order | Pick):
+    if isinstance(item, Order | Pick | Attend):
         return (item.query.id, *(doc.id for doc in item.docs))
     if isinstance(item, Grade | Likelihood):
         return item.query.id, item.doc.id
@@ -192,17 +235,25 @@ def _ids(item: Ask[Any]) -> tuple[str, ...]:
 
 
 def _forms(item: Ask[Any], template: Template) -> dict[str, tuple[str, ...]]:
-    """Surface forms of every label of a grade ask: as written, in other cases, after a space."""
+    """Surface forms of every label that is read as the next token.
+
+    Those of a grade: as written, in other cases, after a space. Those of a pick: the letter, alone
+    and after a space; a small one would be a word.
+    """
+    if isinstance(item, Pick) and item.by == "labels":
+        return {letter: (letter, f" {letter}") for letter in LETTERS[: len(item.docs)]}
     if not isinstance(item, Grade):
         return {}
-    missing = [label for label in item.labels if label not in template.labels]
+    # A template that shows the labels takes any.
+    owned = template.labels or {label: (label,) for label in item.labels}
+    missing = [label for label in item.labels if label not in owned]
     if missing:
         raise SpecError(f"prompt {template.name!r} has no label {missing[0]!r}")
     forms = {}
     for label in item.labels:
         written = dict.fromkeys(
             variant
-            for form in template.labels[label]
+            for form in owned[label]
             for variant in (form, form.lower(), form.upper(), form.capitalize())
         )
         forms[label] = tuple(dict.fromkeys([*written, *(f" {form}" for form in written)]))
@@ -234,8 +285,9 @@ def example(name: str | Path, query: str, passages: Sequence[str]) -> Request:
     asks: Mapping[Kind, Ask[Any]] = {
         "order": Order(asked, docs),
         "pick": Pick(asked, docs),
-        "grade": Grade(asked, docs[0], tuple(template.labels)),
+        "grade": Grade(asked, docs[0], tuple(template.labels) or ("3", "2", "1", "0")),
         "likelihood": Likelihood(asked, docs[0]),
+        "attend": Attend(asked, docs),
         "write": Write(template.name, tuple((key, given.get(key, "")) for key in template.inputs)),
     }
     slot = template.name if template.ask == "write" else template.ask

@@ -11,6 +11,8 @@ import numpy as np
 
 from llmrank.plan import (
     Answer,
+    Attend,
+    Choice,
     Embed,
     Grade,
     Grades,
@@ -18,6 +20,7 @@ from llmrank.plan import (
     LogProb,
     Order,
     Permutation,
+    Pick,
     Write,
     Written,
 )
@@ -69,14 +72,22 @@ _MARKER = re.compile(
 _NUMBERED = re.compile(
     rf"^[ \t]*+(\d{{1,4}})[.)][ \t]*+({_BRACKETED})", re.IGNORECASE | re.MULTILINE
 )
+_ONE_LETTER = r"(?:(?i:passages?|documents?|docs?|and)\s++)?[\[(]?[A-Z][\])]?"
+_LETTER_LINE = re.compile(
+    rf"\s*(?:[^:]{{0,60}}:)?\s*({_ONE_LETTER}(?:[\s,;>]+{_ONE_LETTER})*)\s*[.,;]?\s*"
+)
+_LETTER = re.compile(r"(?<![A-Za-z])[A-Z](?![A-Za-z])")
+_NAMED_LETTER = re.compile(r"\[([A-Z])\]|(?i:passage|document)\s+([A-Z])\b")
 _MARKED = re.compile(r"[\[\]]|[^\W\d]")
 _DIGITS = re.compile(r"\d+")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’"}
 
 
-def read(request: Request, reply: Reply, *, keep: str = "text") -> Answer[Any]:
+def read(
+    request: Request, reply: Reply, *, keep: str = "text", reader: str = "anchored"
+) -> Answer[Any]:
     """The outcome of one reply, with the usage and the raw text kept as evidence."""
-    outcome = _failure(reply) or _value(request, reply, keep)
+    outcome = _failure(reply) or _value(request, reply, keep, reader)
     status, value, problem = outcome
     return Answer(
         status=status,
@@ -105,10 +116,17 @@ def _failure(reply: Reply) -> Outcome | None:
     return None
 
 
-def _value(request: Request, reply: Reply, keep: str) -> Outcome:
+def _value(request: Request, reply: Reply, keep: str, reader: str) -> Outcome:
     ask = request.ask
+    cut = reply.finish == "length"
     if isinstance(ask, Order):
-        return read_order(reply.text, len(ask.docs), truncated=reply.finish == "length")
+        if reader == "digits":
+            return read_digits(reply.text, len(ask.docs))
+        return read_order(reply.text, len(ask.docs), truncated=cut)
+    if isinstance(ask, Pick):
+        if ask.by == "labels":
+            return _distribution(request, reply, ask)
+        return read_pick(reply.text, len(ask.docs), ask.n, truncated=cut)
     if isinstance(ask, Grade):
         return _grades(request, reply)
     if isinstance(ask, Likelihood):
@@ -118,6 +136,8 @@ def _value(request: Request, reply: Reply, keep: str) -> Outcome:
         return Status.OK, likelihood, ""
     if isinstance(ask, Write):
         return _written(reply, keep)
+    if isinstance(ask, Attend):
+        return _attention(ask, reply)
     if isinstance(ask, Embed):
         return _vectors(ask, reply)
     raise NotImplementedError(f"no reader for {type(ask).__name__}")
@@ -146,7 +166,7 @@ def read_order(text: str, count: int, *, truncated: bool = False) -> Outcome:
         return _no_ranking(answer, count, truncated)
     named = set(valid)
     left_out = [position for position in range(count) if position not in named]
-    order = Permutation((*valid, *left_out))
+    order = Permutation((*valid, *left_out), len(valid) if left_out else None)
     if truncated and left_out:
         return Status.TRUNCATED, order, f"cut after {len(valid)} of {count} passages"
     if left_out:
@@ -154,6 +174,65 @@ def read_order(text: str, count: int, *, truncated: bool = False) -> Outcome:
     if len(chain) != count:
         return Status.REPAIRED, order, "repeated or unknown identifiers were dropped"
     return Status.OK, order, ""
+
+
+def read_digits(text: str, count: int) -> Outcome:
+    """Every run of digits is an identifier, whatever it stands in; as published rerankers read.
+
+    Repeated and unknown ones are dropped, passages left out follow in the order shown.
+    """
+    found = _numbers(text)
+    valid = list(dict.fromkeys(number - 1 for number in found if 1 <= number <= count))
+    if not valid:
+        return Status.MALFORMED, None, f"the reply holds no number from 1 to {count}"
+    named = set(valid)
+    left_out = [position for position in range(count) if position not in named]
+    order = Permutation((*valid, *left_out), len(valid) if left_out else None)
+    if left_out:
+        return Status.PARTIAL, order, f"{len(left_out)} of {count} passages were not named"
+    if len(found) != count:
+        return Status.REPAIRED, order, "repeated or unknown identifiers were dropped"
+    return Status.OK, order, ""
+
+
+def read_pick(text: str, count: int, n: int, *, truncated: bool = False) -> Outcome:
+    """The n best of `count` lettered passages from a reply, as positions from 0, best first.
+
+    Letters count where they are all there is on a line, or behind a colon at its end; else, for one
+    passage, the only one that is named in brackets or as a passage. Lines that contradict each
+    other, and a letter that no passage has, are malformed: nothing is guessed from prose.
+    """
+    answer = without_thought(text).translate(_PLAIN)
+    rows = {row: None for line in answer.splitlines() if (row := _letters(line))}
+    if not rows and n == 1:
+        rows = {(name,): None for name in (a or b for a, b in _NAMED_LETTER.findall(answer))}
+    if len(rows) != 1:
+        if _DECLINES.match(answer):
+            return Status.REFUSED, None, "the model declined"
+        if truncated:
+            return Status.TRUNCATED, None, "the token limit was reached before any choice"
+        said = "several" if rows else "none"
+        return (
+            Status.MALFORMED,
+            None,
+            f"{n} of {count} passages should be named: {said} found",
+        )
+    (row,) = rows
+    places = [ord(letter) - ord("A") for letter in row]
+    if any(place >= count for place in places):
+        return Status.MALFORMED, None, f"the reply names a passage beyond the {count} shown"
+    best = list(dict.fromkeys(places))
+    if len(best) < min(n, count):
+        return Status.PARTIAL, Choice(tuple(best)), f"{len(best)} of {n} passages were named"
+    dropped = len(places) > n
+    problem = "more passages than asked for were dropped" if dropped else ""
+    return (Status.REPAIRED if dropped else Status.OK), Choice(tuple(best[:n])), problem
+
+
+def _letters(line: str) -> tuple[str, ...]:
+    """The letters of a line that holds nothing else, but for a label with a colon before them."""
+    match = _LETTER_LINE.fullmatch(line)
+    return tuple(_LETTER.findall(match[1])) if match else ()
 
 
 def _best_chain(text: str, count: int, truncated: bool) -> list[int]:
@@ -228,6 +307,27 @@ def _logprob(reply: Reply) -> LogProb | None:
     if total is None or reply.tokens < 1 or not math.isfinite(total) or total > ROUNDING:
         return None
     return LogProb(total, reply.tokens)
+
+
+def _attention(ask: Attend, reply: Reply) -> Outcome:
+    masses = reply.attention
+    if masses is None or len(masses) != len(ask.docs) or not all(map(math.isfinite, masses)):
+        return Status.MALFORMED, None, f"expected {len(ask.docs)} finite attention masses"
+    return Status.OK, tuple(masses), ""
+
+
+def _distribution(request: Request, reply: Reply, ask: Pick) -> Outcome:
+    """A pick from the probabilities of the letters; one that was not reported has none."""
+    status, grades, problem = _grades(request, reply)
+    if grades is None:
+        return status, None, problem
+    likely = grades.probabilities
+    best = sorted(range(len(likely)), key=lambda i: (-likely[i], i))[: ask.n]
+    choice = Choice(tuple(best), likely)
+    unseen = sum(not any(f in reply.label_logprobs for f in fs) for fs in request.labels.values())
+    if unseen:
+        return Status.PARTIAL, choice, f"{unseen} of {len(likely)} letters were not reported"
+    return Status.OK, choice, ""
 
 
 def _grades(request: Request, reply: Reply) -> Outcome:

@@ -17,14 +17,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmrank.errors import InputError, SpecError
 
-Kind = Literal["order", "pick", "grade", "likelihood", "write"]
+Kind = Literal["order", "pick", "grade", "likelihood", "attend", "write"]
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 PLACEHOLDERS: Mapping[Kind, frozenset[str]] = {
     "order": frozenset({"query", "passages"}),
     "pick": frozenset({"query", "passages"}),
     "grade": frozenset({"query", "passage"}),
     "likelihood": frozenset({"query", "passage"}),
+    "attend": frozenset({"query", "passages"}),
 }
+OPTIONAL: Mapping[Kind, frozenset[str]] = {"pick": frozenset({"n"}), "grade": frozenset({"labels"})}
 
 # What an expression in a template can raise; a loop too long for the sandbox is an OverflowError.
 _RENDERING = (
@@ -44,10 +48,15 @@ _ENVIRONMENT = ImmutableSandboxedEnvironment(
 
 @dataclass(frozen=True)
 class Passage:
-    """A passage as a template sees it: its number (from 1) and its text."""
+    """A passage as a template sees it: its number (from 1), its letter and its text."""
 
     number: int
     text: str
+
+    @property
+    def letter(self) -> str:
+        """A for the first of 26 passages."""
+        return LETTERS[self.number - 1]
 
     def __str__(self) -> str:
         return self.text
@@ -77,6 +86,8 @@ class Template(BaseModel):
 
     Chat templates fill `messages`; plain ones fill `text`. Likelihood templates end where the
     query would begin and give it as `target`. `inputs` names what a write template is filled with.
+    `reader` says how a ranking is read: `anchored` takes only numbers that stand in a ranking,
+    `digits` any number anywhere, as most published rerankers do.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -90,6 +101,7 @@ class Template(BaseModel):
     inputs: tuple[str, ...] = ()
     passage_words: int = Field(default=300, ge=1)
     keep: Literal["text", "line"] = "text"
+    reader: Literal["anchored", "digits"] = "anchored"
     params: Sampling = Sampling()
     name: str = ""
     sha256: str = ""
@@ -119,14 +131,14 @@ class Template(BaseModel):
             raise InputError("a template has either `text` or `messages`", path=path)
         if (self.ask == "likelihood") != bool(self.target):
             raise InputError("`target` belongs to likelihood templates, all of them", path=path)
-        if (self.ask == "grade") != bool(self.labels):
+        used = self._placeholders(path, *self._texts, self.target)
+        if (self.ask == "grade") != (bool(self.labels) or "labels" in used):
             raise InputError("`labels` belong to grade templates, all of them", path=path)
         if (self.ask == "write") != bool(self.inputs):
             raise InputError("`inputs` belong to write templates, all of them", path=path)
         self._check_labels(path)
-        used = self._placeholders(path, *self._texts, self.target)
         expected = PLACEHOLDERS.get(self.ask, frozenset(self.inputs))
-        if used != expected:
+        if not expected <= used <= expected | OPTIONAL.get(self.ask, frozenset()):
             raise InputError(
                 f"the template uses {sorted(used)}",
                 path=path,
@@ -145,7 +157,15 @@ class Template(BaseModel):
         """Fill with stand-ins, so that a failing expression is found before anything is paid."""
         passages = (Passage(1, "a passage"), Passage(2, "a passage"))
         try:
-            self.fill({"query": "a query", "passage": "a passage", "passages": passages})
+            self.fill(
+                {
+                    "query": "a query",
+                    "passage": "a passage",
+                    "passages": passages,
+                    "n": 1,
+                    "labels": tuple(self.labels) or ("1", "0"),
+                }
+            )
         except InputError as error:
             raise InputError(str(error), path=path) from error
 

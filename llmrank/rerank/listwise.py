@@ -5,29 +5,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmrank.errors import SpecError
-from llmrank.plan import Order, Plan, ask
+from llmrank.plan import Plan
+from llmrank.rerank.blocks import check_by, ordered
 from llmrank.types import Candidate, Ordering, Query
 
 
 def sliding(
-    query: Query, candidates: Sequence[Candidate], *, window: int = 20, stride: int = 10
+    query: Query,
+    candidates: Sequence[Candidate],
+    *,
+    window: int = 20,
+    stride: int = 10,
+    passes: int = 1,
+    by: str = "text",
 ) -> Plan[Ordering]:
     """A window slides from the last candidate to the first; each answer reorders its window.
 
     The best `window - stride` documents of a window go on into the next. One call for n <= window,
-    else 1 + ceil((n - window) / stride), each a round of its own. A window without a usable answer
-    keeps its order. Sun et al. 2023 (RankGPT), arXiv 2304.09542.
+    else 1 + ceil((n - window) / stride) in each of the `passes`, each a round of its own. A window
+    without a usable answer keeps its order. Sun et al. 2023 (RankGPT), arXiv 2304.09542; by labels
+    it is FIRST, arXiv 2406.15657.
     """
-    if not 1 <= stride <= window or window < 2:
+    if not 1 <= stride <= window or window < 2 or passes < 1:
         raise SpecError(
-            f"sliding needs 1 <= stride <= window and window >= 2, not {window, stride}"
+            "sliding needs 1 <= stride <= window, window >= 2 and passes >= 1, "
+            f"not {window, stride, passes}"
         )
+    check_by("sliding", by, window)
     order = list(range(len(candidates)))
-    for start in starts(len(candidates), window, stride):
-        shown = order[start : start + window]
-        answer = yield from ask(Order(query, tuple(candidates[i].document for i in shown)))
-        if answer.value is not None:
-            order[start : start + window] = [shown[place] for place in answer.value.order]
+    for _ in range(passes):
+        for start in starts(len(candidates), window, stride):
+            (judged,) = yield from ordered(query, candidates, [order[start : start + window]], by)
+            if judged is not None:
+                order[start : start + window] = judged.order
     return Ordering(tuple(order), (None,) * len(order))
 
 

@@ -1,0 +1,95 @@
+"""Judges that answer asks of plans directly: perfect ones, and ones that fail."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+from llmrank.plan import (
+    Answer,
+    Ask,
+    Attend,
+    Choice,
+    Grade,
+    Grades,
+    Likelihood,
+    LogProb,
+    Order,
+    Permutation,
+    Pick,
+)
+from llmrank.types import Candidate, Document, Query, Status
+
+QUERY = Query("q", "small query")
+FAILED: Answer[Any] = Answer(status=Status.FAILED, problem="connection lost")
+
+
+def candidates(count: int) -> list[Candidate]:
+    """d0, d1, ... in first-stage order."""
+    return [Candidate(Document(f"d{i}", "t"), float(count - i)) for i in range(count)]
+
+
+def grades(count: int, *, distinct: bool = True) -> list[int]:
+    """A grade for every candidate, in an order of its own for every count."""
+    random = Random(count)
+    found = list(range(count)) if distinct else [random.randrange(4) for _ in range(count)]
+    random.shuffle(found)
+    return found
+
+
+def best_first(found: Sequence[int]) -> list[int]:
+    """Positions by grade, equal ones in the order they came in."""
+    return sorted(range(len(found)), key=lambda i: (-found[i], i))
+
+
+class Perfect:
+    """Answers asks from grades by document id, and counts them."""
+
+    def __init__(self, found: Sequence[int]) -> None:
+        self.grades = {f"d{i}": grade for i, grade in enumerate(found)}
+        self.asks: list[Ask[Any]] = []
+
+    def __call__(self, item: Ask[Any]) -> Answer[Any]:
+        self.asks.append(item)
+        return Answer(status=Status.OK, value=self.value(item))
+
+    def value(self, item: Ask[Any]) -> object:
+        """The right answer."""
+        if isinstance(item, Order | Pick | Attend):
+            values = [self.grades[doc.id] for doc in item.docs]
+            order = tuple(best_first(values))
+            if isinstance(item, Order):
+                return Permutation(order)
+            if isinstance(item, Attend):
+                return tuple(map(float, values))
+            if item.by == "text":
+                return Choice(order[: item.n])
+            return Choice(order[: item.n], _softmax([value / 4 for value in values]))
+        if isinstance(item, Grade):
+            grade = self.grades[item.doc.id]
+            # Labels stand best first; the more mass on the first, the better.
+            mass = 1 / (1 + math.exp(-grade / 8))
+            rest = (1 - mass) / (len(item.labels) - 1)
+            return Grades((mass, *[rest] * (len(item.labels) - 1)), 1.0)
+        assert isinstance(item, Likelihood)
+        return LogProb(self.grades[item.doc.id] - 100.0, 3)
+
+
+def _softmax(values: Sequence[float]) -> tuple[float, ...]:
+    top = max(values)
+    mass = [math.exp(value - top) for value in values]
+    return tuple(part / math.fsum(mass) for part in mass)
+
+
+class Failing(Perfect):
+    """Perfect, but the calls with these numbers fail."""
+
+    def __init__(self, found: Sequence[int], failing: set[int]) -> None:
+        super().__init__(found)
+        self.failing = failing
+
+    def __call__(self, item: Ask[Any]) -> Answer[Any]:
+        answer = super().__call__(item)
+        return FAILED if len(self.asks) - 1 in self.failing else answer
