@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from llmrank.plan import Answer, Ask, Drive, Plan, Ticket
@@ -41,17 +42,17 @@ class Prompts(Protocol):
         ...
 
 
-class _Running(Generic[K, T]):
-    """One plan under way, and what it has cost so far."""
+class _Count:
+    """What some asks have cost so far."""
 
-    def __init__(self, number: int, key: K, plan: Plan[T]) -> None:
-        self.number, self.key = number, key
-        self.drive = Drive(plan)
+    def __init__(self) -> None:
         self._outcomes: Counter[Status] = Counter()
         self._usage = self._reused_usage = Usage()
         self._reused = self._cut = self._failures = 0
+        self._rounds: set[int] = set()
 
-    def count(self, answer: Answer[Any]) -> None:
+    def add(self, round: int, answer: Answer[Any]) -> None:
+        self._rounds.add(round)
         self._outcomes[answer.status] += 1
         self._cut += answer.cut
         self._failures += answer.value is None and answer.status is not Status.UNASKED
@@ -66,13 +67,34 @@ class _Running(Generic[K, T]):
         outcomes = {status: self._outcomes[status] for status in Status if self._outcomes[status]}
         return Tally(
             outcomes,
-            self.drive.rounds,
+            len(self._rounds),
             self._reused,
             self._cut,
             self._usage,
             self._failures,
             self._reused_usage,
         )
+
+
+class _Running(Generic[K, T]):
+    """One plan under way, and what it and its stages have cost so far."""
+
+    def __init__(self, number: int, key: K, plan: Plan[T]) -> None:
+        self.number, self.key = number, key
+        self.drive = Drive(plan)
+        self._whole = _Count()
+        self._stages: dict[str, _Count] = {}
+
+    def count(self, ticket: Ticket, answer: Answer[Any]) -> None:
+        self._whole.add(ticket.round, answer)
+        if stage := ticket.ask.stage:
+            self._stages.setdefault(stage, _Count()).add(ticket.round, answer)
+
+    @property
+    def tally(self) -> Tally:
+        """The cost; rounds are those of the plan, which are at least the stages' together."""
+        stages = {stage: count.tally for stage, count in self._stages.items()}
+        return replace(self._whole.tally, rounds=self.drive.rounds, stages=stages)
 
 
 class _Frontier(Generic[K, T]):
@@ -102,7 +124,7 @@ class _Frontier(Generic[K, T]):
     def accept(self, ticket: Ticket, running: _Running[K, T], answer: Answer[Any]) -> None:
         """Take the answer of an ask."""
         self.waiting -= 1
-        running.count(answer)
+        running.count(ticket, answer)
         self._add(running, running.drive.answer(ticket, answer))
 
     def _admit(self) -> None:

@@ -49,10 +49,14 @@ def _parts(inside: str) -> list[str]:
     parts, level = [""], 0
     for letter in inside:
         level += (letter == "(") - (letter == ")")
+        if level < 0:
+            break
         if letter == "," and not level:
             parts.append("")
         else:
             parts[-1] += letter
+    if level:
+        raise SpecError(f"the brackets in {inside!r} do not match")
     return [part.strip() for part in parts if part.strip()]
 
 

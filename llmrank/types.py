@@ -64,11 +64,13 @@ class Ordering(NamedTuple):
     """What a reranking method returns for n candidates.
 
     `order` is a permutation of range(n), best first. `scores[i]` is the raw model score of
-    candidate i, or None where the method gave it none.
+    candidate i, or None where the method gave it none. `evidence[i]` is the passage of candidate
+    i that decided its place, or None where the whole document did; it is empty where all did.
     """
 
     order: tuple[int, ...]
     scores: tuple[float | None, ...]
+    evidence: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class Hit:
 
     `score` is strictly decreasing down the ranking; `model_score` is what the method computed
     and `first_stage_rank` (from 1) and `first_stage_score` are where the document came from.
+    `passage` is the part of the document that decided, where it was judged in parts.
     """
 
     document: Document
@@ -85,6 +88,7 @@ class Hit:
     model_score: float | None = None
     first_stage_rank: int = 0
     first_stage_score: float = 0.0
+    passage: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,8 @@ class Tally:
 
     `failures` are the asks that ended without anything usable, those never sent left out; a reply
     that was cut off may still be usable. `reused` answers came from the journal, and
-    `reused_usage` is what they once cost; `usage` is that of the others.
+    `reused_usage` is what they once cost; `usage` is that of the others. `stages` has the same for
+    each stage of a cascade.
     """
 
     outcomes: Mapping[Status, int] = field(default_factory=dict)
@@ -126,6 +131,7 @@ class Tally:
     usage: Usage = Usage()
     failures: int = 0
     reused_usage: Usage = Usage()
+    stages: Mapping[str, Tally] = field(default_factory=dict)
 
     def __add__(self, other: Tally) -> Tally:
         statuses = [s for s in Status if s in self.outcomes or s in other.outcomes]
@@ -137,6 +143,10 @@ class Tally:
             self.usage + other.usage,
             self.failures + other.failures,
             self.reused_usage + other.reused_usage,
+            {
+                stage: self.stages.get(stage, Tally()) + other.stages.get(stage, Tally())
+                for stage in {**self.stages, **other.stages}
+            },
         )
 
     @property

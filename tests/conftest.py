@@ -14,6 +14,8 @@ import pytest
 if os.environ.get("PYTEST_XDIST_WORKER"):
     # Two workers that each compute with every core are far slower than with one core each.
     os.environ["OMP_NUM_THREADS"] = "1"
+# numpy's threads wait for each other by spinning, which slows all that runs beside them.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 # Before any test imports the library that reads it.
 os.environ["HF_HUB_OFFLINE"] = "1"
 for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "LLMRANK_BASE_URL", "LLMRANK_MODEL"):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -16,12 +16,16 @@ from llmrank.plan import (
     Grade,
     Grades,
     LogProb,
+    Order,
+    Permutation,
+    Pick,
     Plan,
     Ticket,
     ask,
     ask_all,
     drive,
     persistent,
+    staged,
     together,
 )
 from llmrank.types import Document, Query, Status
@@ -168,9 +172,13 @@ def test_an_empty_round_is_an_error(wrapped: bool) -> None:
         Drive(persistent(plan()) if wrapped else plan()).start()
 
 
-def _outcome(status: Status, problem: str = "") -> Answer[Grades]:
+def _order(name: str) -> Order:
+    return Order(QUERY, (Document(name, name),))
+
+
+def _outcome(status: Status, problem: str = "") -> Answer[Permutation]:
     usable = status in (Status.OK, Status.REPAIRED, Status.PARTIAL)
-    return Answer(status=status, value=Grades((1.0, 0.0), 1.0) if usable else None, problem=problem)
+    return Answer(status=status, value=Permutation((0,)) if usable else None, problem=problem)
 
 
 @pytest.mark.parametrize("status", list(Status))
@@ -182,7 +190,7 @@ def test_only_replies_without_a_value_are_asked_for_again(status: Status, attemp
         seen.append(item)
         return _outcome(status, f"problem {len(seen)}")
 
-    answer = drive(persistent(ask(_grade("a")), attempts), judge)
+    answer = drive(persistent(ask(_order("a")), attempts), judge)
     again = status in (Status.MALFORMED, Status.REFUSED, Status.TRUNCATED)
     assert len(seen) == (attempts if again else 1)
     assert answer.problem == f"problem {len(seen)}"
@@ -192,8 +200,8 @@ def test_only_replies_without_a_value_are_asked_for_again(status: Status, attemp
 
 
 def test_a_truncated_reply_with_a_value_is_kept() -> None:
-    kept = Answer(status=Status.TRUNCATED, value=Grades((0.5, 0.5), 1.0))
-    running = Drive(persistent(ask(_grade("a")), 5))
+    kept = Answer(status=Status.TRUNCATED, value=Permutation((0,)))
+    running = Drive(persistent(ask(_order("a")), 5))
     (ticket,) = running.start()
     assert running.answer(ticket, kept) == []
     assert running.result is kept
@@ -201,7 +209,7 @@ def test_a_truncated_reply_with_a_value_is_kept() -> None:
 
 def test_asking_stops_as_soon_as_there_is_a_value() -> None:
     replies = iter([_outcome(Status.MALFORMED), _outcome(Status.OK), _outcome(Status.MALFORMED)])
-    running = Drive(persistent(ask(_grade("a")), 5))
+    running = Drive(persistent(ask(_order("a")), 5))
     tickets = running.start()
     while tickets:
         tickets = running.answer(tickets[0], next(replies))
@@ -210,17 +218,17 @@ def test_asking_stops_as_soon_as_there_is_a_value() -> None:
 
 
 def test_persistence_reaches_sub_plans_and_their_neighbours_do_not_wait() -> None:
-    def pair(name: str) -> Plan[list[Answer[Grades]]]:
-        first = yield from ask(_grade(f"{name}1"))
-        second = yield from ask(_grade(f"{name}2"))
+    def pair(name: str) -> Plan[list[Answer[Permutation]]]:
+        first = yield from ask(_order(f"{name}1"))
+        second = yield from ask(_order(f"{name}2"))
         return [first, second]
 
     asked: list[str] = []
 
     def judge(item: Ask[Any]) -> Answer[Any]:
-        assert isinstance(item, Grade)
-        asked.append(item.doc.id)
-        bad = item.doc.id == "a1" and not item.problem
+        assert isinstance(item, Order)
+        asked.append(item.docs[0].id)
+        bad = item.docs[0].id == "a1" and not item.problem
         return _outcome(Status.MALFORMED if bad else Status.OK, "bad")
 
     running = Drive(persistent(together([pair("a"), pair("b")])))
@@ -249,3 +257,25 @@ def test_deep_nesting_is_no_problem() -> None:
 def test_log_probability_per_token() -> None:
     assert LogProb(-6.0, 3).mean == -2.0
     assert LogProb(-6.0, 0).mean == -6.0
+
+
+@pytest.mark.parametrize("item", [_grade("a"), Pick(QUERY, (Document("a", "a"),), by="labels")])
+def test_a_probability_is_not_asked_for_again(item: Ask[Any]) -> None:
+    answer: Answer[Any] = Answer(status=Status.MALFORMED, problem="no mass")
+    asked: list[Ask[Any]] = []
+
+    def judge(item: Ask[Any]) -> Answer[Any]:
+        asked.append(item)
+        return answer
+
+    assert drive(persistent(ask(item)), judge) is answer
+    assert asked == [item]
+
+
+def test_stages_mark_every_ask_and_change_nothing_else() -> None:
+    inner = together([ask(_grade("a")), ask(_order("b"))])
+    running = Drive(staged(inner, "first"))
+    assert [ticket.ask for ticket in running.start()] == [
+        replace(_grade("a"), stage="first"),
+        replace(_order("b"), stage="first"),
+    ]

@@ -66,8 +66,8 @@ def test_methods_and_expansions_are_their_names(sizes: tuple[int, int], depth: i
 
 def test_space_and_empty_brackets_do_not_matter() -> None:
     spaced = spec.split("  sliding ( window = 4 , stride=2, ) @ 7 ")
-    assert spaced == ("sliding", {"window": "4", "stride": "2"}, 7)
-    assert spec.split("yesno()") == spec.split("yesno") == ("yesno", {}, None)
+    assert spaced == ("sliding", {"window": "4", "stride": "2"}, 7, "")
+    assert spec.split("yesno()") == spec.split("yesno") == ("yesno", {}, None, "")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,9 @@ def test_space_and_empty_brackets_do_not_matter() -> None:
         "@3",
         "a(",
         "a)b",
-        "a(b)",
+        "a(b=1, c)",
+        "a(3)",
+        "a(b(c=1)",
         "a(b=1, b=2)",
         "a(=1)",
         "a b",
@@ -143,3 +145,10 @@ class TestValuesFromPython:
         for wrong in ("query2doc(n=0)", "query2doc(repeat=0)", "hyde(n=-1)", "hyde@3", "rm3"):
             with pytest.raises(SpecError):
                 expand.parse(wrong)
+
+
+def test_a_spec_may_stand_inside_another_one() -> None:
+    found = spec.split("psc(sliding(window=4, stride=2), samples=3)@20")
+    assert found == ("psc", {"samples": "3"}, 20, "sliding(window=4, stride=2)")
+    assert spec.split("psc(yesno)").inner == "yesno"
+    assert spec.split(spec.written("a", {"b": 1}, "c(d=2)")) == ("a", {"b": "1"}, None, "c(d=2)")

@@ -20,14 +20,18 @@ from llmrank.api.reranker import Passage, Reranker, default_method
 from llmrank.api.retriever import Retriever
 from llmrank.api.runs import Inputs, RunInput, demand, rerank_run
 from llmrank.api.session import Session, Settings, check
+from llmrank.api.simulation import Case, Noise, Prediction, judged_cases, simulate, synthetic_cases
 from llmrank.backends.wrappers import Caps
 from llmrank.types import Query, Ranking
 
 __all__ = [
     "Caps",
+    "Case",
     "Estimate",
     "Example",
     "Inputs",
+    "Noise",
+    "Prediction",
     "Recipe",
     "Reranker",
     "Retriever",
@@ -46,8 +50,11 @@ __all__ = [
     "funnel",
     "generate",
     "generate_folder",
+    "judged_cases",
     "rerank",
     "rerank_run",
+    "simulate",
+    "synthetic_cases",
 ]
 
 

@@ -221,6 +221,7 @@ def hits(candidates: Sequence[Candidate], ordering: Ordering) -> tuple[Hit, ...]
             ordering.scores[i],
             i + 1,
             candidates[i].score,
+            ordering.evidence[i] if ordering.evidence else None,
         )
         for place, i in enumerate(ordering.order)
     )

@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
+from itertools import zip_longest
 from pathlib import Path
 
 import llmrank.trec as trec
@@ -103,11 +104,13 @@ class Result:
         self.tally = Tally()
         self._orders: dict[str, array[int]] = {}
         self._scores: dict[str, tuple[float | None, ...]] = {}
+        self._evidence: dict[str, tuple[str | None, ...]] = {}
 
     def add(self, query_id: str, ordering: Ordering, tally: Tally) -> None:
         """Keep one query's result; scores only down to the last one that was given."""
         judged = [i for i, score in enumerate(ordering.scores) if score is not None]
         self._scores[query_id] = ordering.scores[: judged[-1] + 1] if judged else ()
+        self._evidence[query_id] = ordering.evidence
         self._orders[query_id] = array("I", ordering.order)
         self.tally += tally
 
@@ -126,8 +129,9 @@ class Result:
 
     def _records(self, inputs: Inputs) -> Iterator[dict[str, object]]:
         for query_id, hits in inputs.groups():
-            for i, score in enumerate(self._scores[query_id]):
-                if score is not None:
+            judged = zip_longest(self._scores[query_id], self._evidence[query_id])
+            for i, (score, passage) in enumerate(judged):
+                if score is not None or passage is not None:
                     doc_id, first_stage = hits[i]
                     yield {
                         "query": query_id,
@@ -135,6 +139,7 @@ class Result:
                         "score": score,
                         "first_stage_rank": i + 1,
                         "first_stage_score": first_stage,
+                        **({} if passage is None else {"passage": passage}),
                     }
 
 
@@ -262,4 +267,18 @@ def summary(
         "model_seconds": round(meter.seconds, 3),
         "seconds": round(time.time() - started, 3),
         "complete": not tally.unasked,
+        "stages": {stage: _stage(cost) for stage, cost in tally.stages.items()},
+    }
+
+
+def _stage(cost: Tally) -> dict[str, object]:
+    """One stage of a cascade; its tokens are those of its answers, reused ones included."""
+    usage = cost.usage + cost.reused_usage
+    return {
+        "asks": cost.asks,
+        "reused": cost.reused,
+        "rounds": cost.rounds,
+        "outcomes": {str(status): count for status, count in cost.outcomes.items()},
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
     }

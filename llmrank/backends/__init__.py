@@ -2,6 +2,8 @@
 
 local                          the small default model in this process
 local:FOLDER,dtype=bfloat16    any causal model that transformers can load
+cross:FOLDER                   a cross-encoder: reads query and passage together, grades yes or no
+seq2seq:FOLDER                 an encoder-decoder model such as monoT5 or flan-t5
 openai:gpt-4.1-mini            OpenAI, or with a base URL any compatible server
 vllm:Qwen/Qwen3-4B             a vLLM server, by default on this machine's port 8000
 oracle:qrels.tsv,noise=0.5     a judge that answers from relevance judgements
@@ -42,6 +44,18 @@ def _local(name: str, base_url: str | None, options: Mapping[str, str]) -> Model
     return _made("local", LocalBackend, name, options)
 
 
+def _cross(name: str, base_url: str | None, options: Mapping[str, str]) -> Model:
+    from llmrank.backends.crossencoder import CrossEncoderBackend
+
+    return _made("cross", CrossEncoderBackend, name, options)
+
+
+def _seq2seq(name: str, base_url: str | None, options: Mapping[str, str]) -> Model:
+    from llmrank.backends.seq2seq import Seq2SeqBackend
+
+    return _made("seq2seq", Seq2SeqBackend, name, options)
+
+
 def _openai(name: str, base_url: str | None, options: Mapping[str, str]) -> Model:
     from llmrank.backends.openai import OpenAIBackend
 
@@ -68,6 +82,8 @@ Opener = Callable[[str, str | None, Mapping[str, str]], Model]
 
 MODELS: Mapping[str, Opener] = {
     "local": _local,
+    "cross": _cross,
+    "seq2seq": _seq2seq,
     "openai": _openai,
     "vllm": _vllm,
     "oracle": _oracle,

@@ -8,17 +8,17 @@ import io
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import replace
 from functools import cached_property
 from importlib import util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from llmrank.backends.files import fingerprint
 from llmrank.errors import BackendError, CapabilityError, MissingExtra, SpecError
-from llmrank.request import Reply, Request, Want
+from llmrank.request import Message, Reply, Request, Want
 from llmrank.types import Usage
 
 if TYPE_CHECKING:
@@ -78,48 +78,44 @@ def _converted(gguf: Path) -> Path:
     return target
 
 
-class _Row(NamedTuple):
-    """A request as token ids: what the model reads, and the continuation to score."""
-
-    request: Request
-    prompt: list[int]
-    target: list[int]
+class Row(Protocol):
+    """A request as a model reads it."""
 
     @property
-    def tokens(self) -> list[int]:
-        """Prompt and target as one sequence."""
-        return self.prompt + self.target
+    def request(self) -> Request:
+        """What was asked."""
+        ...
 
     @property
     def width(self) -> int:
-        """Positions that the request needs, what it may generate included."""
-        generated = self.request.params.max_tokens if self.request.want == "text" else 0
-        return len(self.prompt) + len(self.target) + generated
+        """Positions that the request needs."""
+        ...
 
 
-class LocalBackend:
-    """A transformers causal model on the CPU or a GPU.
+R = TypeVar("R", bound=Row)
 
-    `model` is a folder, a GGUF file, a model id of the Hugging Face hub, or empty for the default
-    model: the packaged one if it is installed, else the same model from the hub. In float32 a
-    score does not depend on what else is in its batch (to 1e-3); in bfloat16 it does, by about 0.1
-    in a log-probability, for three times the speed on CPUs that compute it natively.
+
+class InProcess(Generic[R]):
+    """A transformers model on the CPU or a GPU, whatever its architecture.
+
+    A subclass says how a request becomes a row, which rows it must refuse, how the model is loaded
+    and what computes a batch of rows for each want. `kind` is the word before the colon of its
+    identity; `source` is a folder, a GGUF file or a model id of the Hugging Face hub.
     """
 
-    wants: frozenset[Want] = frozenset({"text", "labels", "likelihood"})
+    kind: str
+    wants: frozenset[Want]
     counting = "the model's tokenizer"
 
-    def __init__(self, model: str = "", *, dtype: str = "float32", device: str = "") -> None:
+    def __init__(self, source: str, *, dtype: str, device: str) -> None:
         if util.find_spec("torch") is None or util.find_spec("transformers") is None:
             raise MissingExtra("a local model", "local")
         if dtype not in ("float32", "bfloat16", "float16"):
             raise SpecError(f"dtype must be float32, bfloat16 or float16, not {dtype!r}")
-        packaged = packaged_default() if not model else None
-        self._source = str(packaged or model or DEFAULT_MODEL)
-        self.name = Path(self._source).stem if packaged else self._source
-        path = Path(self._source)
+        self.name = self._source = source
+        path = Path(source)
         if not path.exists() and (path.is_absolute() or path.suffix == ".gguf"):
-            raise BackendError(f"there is no model at {self._source}")
+            raise BackendError(f"there is no model at {source}")
         # A hub id names its weights; a path does not.
         self._content = f"#{fingerprint(path)}" if path.exists() else ""
         self._dtype, self._device = dtype, device
@@ -127,7 +123,7 @@ class LocalBackend:
     @property
     def identity(self) -> str:
         """The model, what tells its files from others, and the number type it computes in."""
-        return f"local:{self.name}{self._content},dtype={self._dtype}"
+        return f"{self.kind}:{self.name}{self._content},dtype={self._dtype}"
 
     @property
     def batch(self) -> int:
@@ -138,9 +134,9 @@ class LocalBackend:
         """Replies in the order of the requests; computes while the caller waits."""
         tokens = CPU_BATCH_TOKENS if self._place == "cpu" else GPU_BATCH_TOKENS
         rows = [self._row(request) for request in requests]
-        replies = {i: self._too_long(row) for i, row in enumerate(rows) if row.width > self.context}
-        compute = {"likelihood": self._likelihood, "labels": self._labels, "text": self._text}
-        for want, run in compute.items():
+        refused = {i: self._refused(row) for i, row in enumerate(rows)}
+        replies = {i: Reply(error=problem) for i, problem in refused.items() if problem}
+        for want, run in self._compute.items():
             chosen = [i for i, r in enumerate(rows) if r.request.want == want and i not in replies]
             for batch in _batches(chosen, rows, tokens):
                 await asyncio.sleep(0)  # so that an interruption can arrive between batches
@@ -158,32 +154,40 @@ class LocalBackend:
         """Tokens of a text."""
         return len(self._ids(text))
 
+    @property
+    def _compute(self) -> Mapping[Want, Callable[[Sequence[R]], list[Reply]]]:
+        raise NotImplementedError
+
+    def _row(self, request: Request) -> R:
+        raise NotImplementedError
+
+    def _refused(self, row: R) -> str:
+        """What is wrong with a row that the model cannot read; empty where it can."""
+        raise NotImplementedError
+
+    def _load(self, dtype: torch.dtype) -> tuple[Any, Any]:
+        """Tokenizer and model."""
+        raise NotImplementedError
+
     @cached_property
     def _place(self) -> str:
         import torch
 
         return self._device or ("cuda" if torch.cuda.is_available() else "cpu")
 
-    @property
-    def context(self) -> int:
-        """The most tokens that a prompt and its answer may have together."""
-        return int(getattr(self._model.config, "max_position_embeddings", 1 << 20))
-
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
-            path = Path(self._source)
-            source = _converted(path) if path.suffix == ".gguf" else self._source
-            tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, self._dtype))
+            tokenizer, model = self._load(getattr(torch, self._dtype))
         except (OSError, ValueError) as error:
-            raise BackendError(f"cannot load the local model {self._source!r}: {error}") from error
+            raise BackendError(
+                f"cannot load the {self.kind} model {self._source!r}: {error}"
+            ) from error
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer, model.to(self._place).eval()
@@ -196,28 +200,96 @@ class LocalBackend:
     def _model(self) -> Any:  # noqa: ANN401 - as above
         return self._loaded[1]
 
-    def _row(self, request: Request) -> _Row:
-        target = self._ids(request.target) if request.target else []
-        if not request.messages:
-            return _Row(request, list(self._tokenizer(request.prompt)["input_ids"]), target)
-        if not self._tokenizer.chat_template:
-            raise CapabilityError(f"{self.name} has no chat template; use a plain-text prompt")
-        turns = [{"role": turn.role, "content": turn.content} for turn in request.messages]
-        text = self._tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True
-        )
-        return _Row(request, self._ids(text), target)
-
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _too_long(self, row: _Row) -> Reply:
-        return Reply(
-            error=f"{row.width} tokens do not fit {self.name}, which takes {self.context}; "
+
+class Tokens(NamedTuple):
+    """A request as token ids: what the model reads, and the continuation to score."""
+
+    request: Request
+    prompt: list[int]
+    target: list[int]
+
+    @property
+    def tokens(self) -> list[int]:
+        """Prompt and target as one sequence."""
+        return self.prompt + self.target
+
+    @property
+    def generated(self) -> int:
+        """The most tokens that may be generated."""
+        return self.request.params.max_tokens if self.request.want == "text" else 0
+
+    @property
+    def width(self) -> int:
+        """Positions that the request needs, what it may generate included."""
+        return len(self.prompt) + len(self.target) + self.generated
+
+
+class LocalBackend(InProcess[Tokens]):
+    """A transformers causal model on the CPU or a GPU.
+
+    `model` is a folder, a GGUF file, a model id of the Hugging Face hub, or empty for the default
+    model: the packaged one if it is installed, else the same model from the hub. In float32 a
+    score does not depend on what else is in its batch (to 1e-3); in bfloat16 it does, by about 0.1
+    in a log-probability, for three times the speed on CPUs that compute it natively.
+    """
+
+    kind = "local"
+    pads = "left"
+    """The side on which rows are padded: on the left they end together."""
+    wants: frozenset[Want] = frozenset({"text", "labels", "likelihood"})
+
+    def __init__(self, model: str = "", *, dtype: str = "float32", device: str = "") -> None:
+        packaged = packaged_default() if not model else None
+        super().__init__(str(packaged or model or DEFAULT_MODEL), dtype=dtype, device=device)
+        if packaged:
+            self.name = packaged.stem
+
+    @property
+    def context(self) -> int:
+        """The most tokens that a prompt and its answer may have together."""
+        return int(getattr(self._model.config, "max_position_embeddings", 1 << 20))
+
+    @property
+    def _compute(self) -> Mapping[Want, Callable[[Sequence[Tokens]], list[Reply]]]:
+        return {"likelihood": self._likelihood, "labels": self._labels, "text": self._text}
+
+    def _load(self, dtype: torch.dtype) -> tuple[Any, Any]:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        path = Path(self._source)
+        source = _converted(path) if path.suffix == ".gguf" else self._source
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        return tokenizer, AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+
+    def _row(self, request: Request) -> Tokens:
+        target = self._ids(request.target) if request.target else []
+        if not request.messages:
+            return Tokens(request, list(self._tokenizer(request.prompt)["input_ids"]), target)
+        return Tokens(request, self._chat(request.messages), target)
+
+    def _chat(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a chat, up to where the reply begins."""
+        if not self._tokenizer.chat_template:
+            raise CapabilityError(f"{self.name} has no chat template; use a plain-text prompt")
+        turns = [{"role": turn.role, "content": turn.content} for turn in messages]
+        text = self._tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True
+        )
+        return self._ids(text)
+
+    def _refused(self, row: Tokens) -> str:
+        return "" if row.width <= self.context else self._too_long(row.width)
+
+    def _too_long(self, width: int) -> str:
+        return (
+            f"{width} tokens do not fit {self.name}, which takes {self.context}; "
             "show fewer or shorter passages"
         )
 
-    def _likelihood(self, rows: Sequence[_Row]) -> list[Reply]:
+    def _likelihood(self, rows: Sequence[Tokens]) -> list[Reply]:
         longest = max(len(row.target) for row in rows)
         replies = []
         for row, logprobs in zip(rows, self._next_logprobs(rows, longest + 1), strict=True):
@@ -228,22 +300,30 @@ class LocalBackend:
             replies.append(Reply(logprob=float(picked.sum()), tokens=len(row.target), usage=usage))
         return replies
 
-    def _labels(self, rows: Sequence[_Row]) -> list[Reply]:
+    def _labels(self, rows: Sequence[Tokens]) -> list[Reply]:
         replies = []
-        for row, logprobs in zip(rows, self._next_logprobs(rows, 1), strict=True):
-            forms = [form for forms in row.request.labels.values() for form in forms]
-            ids = {form: self._single_token(form) for form in forms}
-            last = logprobs[-1].cpu()
-            seen = {form: float(last[i]) for form, i in ids.items() if i is not None}
+        for row, logprobs in zip(rows, self._first_logprobs(rows).cpu(), strict=True):
+            seen: dict[int, str] = {}
+            for form in (form for forms in row.request.labels.values() for form in forms):
+                token = self._single_token(form)
+                # Some tokenizers read a form with and without a space as one token: it counts once.
+                if token is not None:
+                    seen.setdefault(token, form)
             usage = Usage(prompt_tokens=len(row.prompt))
-            replies.append(Reply(label_logprobs=seen, usage=usage))
+            found = {form: float(logprobs[token]) for token, form in seen.items()}
+            replies.append(Reply(label_logprobs=found, usage=usage))
         return replies
 
     def _single_token(self, form: str) -> int | None:
+        """The token that a form is; none where it is several or not in the vocabulary."""
         ids = self._ids(form)
-        return ids[0] if len(ids) == 1 else None
+        return ids[0] if len(ids) == 1 and ids[0] != self._tokenizer.unk_token_id else None
 
-    def _next_logprobs(self, rows: Sequence[_Row], keep: int) -> torch.Tensor:
+    def _first_logprobs(self, rows: Sequence[Tokens]) -> torch.Tensor:
+        """Log-probabilities of the first token of the reply: (rows, vocab)."""
+        return self._next_logprobs(rows, 1)[:, -1]
+
+    def _next_logprobs(self, rows: Sequence[Tokens], keep: int) -> torch.Tensor:
         """Log-probabilities of the next token at the last `keep` positions: (rows, keep, vocab)."""
         import torch
 
@@ -260,17 +340,20 @@ class LocalBackend:
             return out.logits.float().log_softmax(-1)
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and attention mask, padded on the left so that all rows end together."""
+        """Ids and attention mask of rows, padded to the width of the longest."""
         import torch
 
         width = max(map(len, rows))
         pad = self._tokenizer.pad_token_id
-        ids = [[pad] * (width - len(row)) + list(row) for row in rows]
-        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+        ids = [self._beside(row, [pad] * (width - len(row))) for row in rows]
+        mask = [self._beside([1] * len(row), [0] * (width - len(row))) for row in rows]
         device = self._model.device
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
-    def _text(self, rows: Sequence[_Row]) -> list[Reply]:
+    def _beside(self, row: Sequence[int], padding: list[int]) -> list[int]:
+        return [*padding, *row] if self.pads == "left" else [*row, *padding]
+
+    def _text(self, rows: Sequence[Tokens]) -> list[Reply]:
         import torch
 
         ids, mask = self._padded([row.prompt for row in rows])
@@ -280,6 +363,7 @@ class LocalBackend:
                 attention_mask=mask,
                 max_new_tokens=max(row.request.params.max_tokens for row in rows),
                 do_sample=False,
+                num_beams=1,
                 temperature=None,
                 top_p=None,
                 top_k=None,
@@ -289,10 +373,14 @@ class LocalBackend:
                 or None,
                 tokenizer=self._tokenizer,
             )
-        new = out[:, ids.shape[1] :].tolist()
+        new = out[:, self._begins(ids) :].tolist()
         return [self._written(row, tokens) for row, tokens in zip(rows, new, strict=True)]
 
-    def _written(self, row: _Row, tokens: list[int]) -> Reply:
+    def _begins(self, ids: torch.Tensor) -> int:
+        """Where in what `generate` returns for these ids the reply begins."""
+        return int(ids.shape[1])
+
+    def _written(self, row: Tokens, tokens: list[int]) -> Reply:
         params = row.request.params
         tokens = tokens[: params.max_tokens]
         end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
@@ -310,7 +398,7 @@ class LocalBackend:
         return frozenset({*several, self._tokenizer.eos_token_id, self._tokenizer.pad_token_id})
 
 
-def _batches(chosen: Sequence[int], rows: Sequence[_Row], tokens: int) -> list[list[int]]:
+def _batches(chosen: Sequence[int], rows: Sequence[Row], tokens: int) -> list[list[int]]:
     """Positions grouped by length, longest first, so that little padding is computed."""
     batches: list[list[int]] = []
     for i in sorted(chosen, key=lambda i: (-rows[i].width, i)):

@@ -106,7 +106,7 @@ class Oracle:
         return Reply(text=chain, usage=usage, model="oracle")
 
     def _utility(self, request: Request, query: Query, doc: Document, depth: float) -> float:
-        grade = self._qrels.get(query.id, {}).get(doc.id, 0) / self._top
+        grade = grade_of(self._qrels.get(query.id, {}), doc.id) / self._top
         utility = max(0.0, grade) - self._bias * depth
         if not self._noise:
             return utility
@@ -114,6 +114,11 @@ class Oracle:
         fresh = Random(f"{self._seed}/{request.key('oracle')}/{doc.id}").gauss(0, 1)
         noise = math.sqrt(self._fixed) * own + math.sqrt(1 - self._fixed) * fresh
         return utility + self._noise * noise
+
+
+def grade_of(judged: Mapping[str, int], doc_id: str) -> int:
+    """The grade of a document, or of that which the passage `document#number` belongs to; else 0."""
+    return judged.get(doc_id, judged.get(doc_id.rpartition("#")[0], 0))
 
 
 def _label_logprobs(utility: float, labels: Mapping[str, tuple[str, ...]]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from llmrank.cli import (
     prompts,
     rerank,
     search,
+    simulate,
 )
 from llmrank.errors import LlmrankError
 
@@ -39,6 +40,7 @@ app.command("expand")(expand.expand)
 app.command("generate")(generate.generate)
 app.command("eval")(evaluate.evaluate)
 app.command("estimate")(estimate.estimate)
+app.command("simulate")(simulate.simulate)
 app.command("probe")(probe.probe)
 app.command("methods")(methods.methods)
 app.add_typer(prompts.app, name="prompts")

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
 import llmrank.cli.options as o
 import llmrank.cli.screen as screen
 
+if TYPE_CHECKING:
+    from llmrank.rerank import Method
 
-def methods(as_json: o.Json = False) -> None:
-    """List the reranking and expansion methods: asks, calls and rounds for n candidates, source."""
+Count = Annotated[int, typer.Option("--n", min=2, help="Candidates of a query in the table.")]
+SHOWN = ("method", "asks", "calls", "rounds", "source")
+INNER = "sliding"
+
+
+def methods(n: Count = 100, as_json: o.Json = False) -> None:
+    """List the reranking and expansion methods: what they ask, calls and rounds, source.
+
+    Calls and rounds are the means of ten synthetic queries with n candidates and a judge that is
+    always right. --json has their formulas too, and `exact`: how many of the top places are right
+    if every answer is.
+    """
     from llmrank import expand, rerank
 
     rows = [
-        {
-            "method": name,
-            "calls": family.calls,
-            "rounds": family.rounds,
-            "source": family.source,
-        }
+        _told(rerank.Method(name, inner=rerank.Method(INNER) if family.inner else None), n)
         for name, family in rerank.METHODS.items()
     ]
     expansions = [
@@ -30,5 +41,26 @@ def methods(as_json: o.Json = False) -> None:
     if as_json:
         screen.show({"reranking": rows, "expansion": expansions})
         return
-    for title, found in (("Reranking", rows), ("Expansion", expansions)):
-        screen.table(list(found[0]), [list(row.values()) for row in found], title)
+    screen.table(SHOWN, [[str(row[key]) for key in SHOWN] for row in rows], f"Reranking, n = {n}")
+    screen.table(list(expansions[0]), [list(row.values()) for row in expansions], "Expansion")
+
+
+def _told(method: Method, n: int) -> dict[str, object]:
+    from llmrank import api
+
+    deep = type(method)(method.name, method.parameters, n, method.inner)
+    _, found = api.simulate([deep], api.synthetic_cases(10, n), api.Noise(), seeds=1)
+    family = method.family
+    return {
+        "method": str(method),
+        "asks": ", ".join(
+            f"{need.ask.__name__} by {need.by}"
+            if need.ask.__name__ == "Pick"
+            else need.ask.__name__
+            for need in method.needs
+        ),
+        "calls": round(found.calls, 1),
+        "rounds": round(found.rounds, 1),
+        "formulas": {"calls": family.calls, "rounds": family.rounds, "exact": family.exact},
+        "source": family.source,
+    }

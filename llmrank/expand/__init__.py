@@ -135,7 +135,7 @@ def _family(name: str) -> Family:
 
 def parse(text: str) -> Expander:
     """Read an expansion such as `query2doc(n=2)`."""
-    name, given, depth = spec.split(text)
-    if depth is not None:
-        raise SpecError(f"an expansion has no depth: {text!r}")
+    name, given, depth, inner = spec.split(text)
+    if depth is not None or inner:
+        raise SpecError(f"an expansion has no depth and no method inside: {text!r}")
     return Expander(name, given)

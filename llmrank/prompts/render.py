@@ -88,7 +88,7 @@ class PromptSet:
     overrides: Mapping[str, str | Path] = field(default_factory=dict)
     passage_words: int | None = None
     by_id: bool = False
-    _loaded: dict[str | Path, Template] = field(
+    _loaded: dict[tuple[str, str | Path], Template] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -110,19 +110,22 @@ class PromptSet:
 
     def _template(self, slot: str, kind: Kind, default: str = "") -> Template:
         name = self.overrides.get(slot, default or DEFAULTS.get(slot, slot))
-        if name not in self._loaded:
+        if (slot, name) not in self._loaded:
             template = load(name)
             if template.ask != kind:
                 raise SpecError(
                     f"prompt {template.name!r} is for `{template.ask}`, `{slot}` needs `{kind}`"
                 )
-            self._loaded[name] = template
-        return self._loaded[name]
+            self._loaded[slot, name] = template
+        return self._loaded[slot, name]
 
     @property
     def used(self) -> Mapping[str, Template]:
-        """The templates that were used so far, by name."""
-        return {template.name: template for template in self._loaded.values()}
+        """The templates that were used so far, by slot; a slot's second one as slot/name."""
+        found: dict[str, Template] = {}
+        for (slot, _), template in self._loaded.items():
+            found[f"{slot}/{template.name}" if slot in found else slot] = template
+        return found
 
     def render(self, item: Ask[Any]) -> Request:
         """The request for an ask.
@@ -172,8 +175,10 @@ class PromptSet:
                 )
             return given, 0, 0
         asked = cast("Order | Pick | Grade | Likelihood | Attend", item)
-        several = isinstance(asked, Order | Pick | Attend)
-        docs: Sequence[Document] = asked.docs if several else (asked.doc,)
+        several = not isinstance(asked, Grade | Likelihood)
+        docs: Sequence[Document] = (
+            (asked.doc,) if isinstance(asked, Grade | Likelihood) else asked.docs
+        )
         limit = self.passage_words or template.passage_words  # neither can be 0
         shown = [_shorten(clean(doc.contents), limit) for doc in docs]
         cut = sum(was_cut for _, was_cut in shown)

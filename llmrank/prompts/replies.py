@@ -72,12 +72,28 @@ _MARKER = re.compile(
 _NUMBERED = re.compile(
     rf"^[ \t]*+(\d{{1,4}})[.)][ \t]*+({_BRACKETED})", re.IGNORECASE | re.MULTILINE
 )
-_ONE_LETTER = r"(?:(?i:passages?|documents?|docs?|and)\s++)?[\[(]?[A-Z][\])]?"
+_ONE_LETTER = r"(?:(?i:passages?|documents?|docs?|and)\s++){0,2}[\[(]?[A-Z][\])]?"
+# A label is made of these words alone: "not relevant" or "second best" would turn a pick around.
+_LABEL = (
+    r"(?i:(?:(?:the|my|your|final|most|more|relevant|best|top|answers?|answering|choices?|outputs?"
+    r"|results?|respon[sd]es?|reply|passages?|documents?|letters?|picks?|ranking|order|identifiers?"
+    r"|is|are|that|which|query|question|to|for|in|of|this|\d{1,2}|two|three|four|five)\b\s*+)+):"
+)
 _LETTER_LINE = re.compile(
-    rf"\s*(?:[^:]{{0,60}}:)?\s*({_ONE_LETTER}(?:[\s,;>]+{_ONE_LETTER})*)\s*[.,;]?\s*"
+    rf"(?:[-•]\s*|\d{{1,2}}[.)]\s*)?(?:{_LABEL})?[\s\[(]*"
+    rf"({_ONE_LETTER}(?:(?:\s*[,;>]\s*|\s+){_ONE_LETTER})*)[\s\])]*[.,;]?"
+)
+_SAID = r"(?:is\s+the\s+(?:best|most\s+relevant)|answers\s+the\s+query\s+best)"
+_VERDICT = re.compile(
+    rf"(?i:the\s+)?(?i:passage|document)\s+\[?([A-Z])\]?\s+{_SAID}\b"
+    rf"|(?i:the)\s+(?:best|most\s+relevant)\s+(?:passage|document|answer)\s+is\s+(?i:passage\s+)?"
+    rf"\[?([A-Z])\]?(?=\.|\Z|,?\s+because\b)"
 )
 _LETTER = re.compile(r"(?<![A-Za-z])[A-Z](?![A-Za-z])")
-_NAMED_LETTER = re.compile(r"\[([A-Z])\]|(?i:passage|document)\s+([A-Z])\b")
+# The article and the pronoun are no passages.
+_OTHER = re.compile(r"\b[B-HJ-Z]\b|(?i:(?<=passage )|(?<=document ))[AI]\b")
+_LONGEST_PICK = 400
+"""Characters of a line: 26 passages by letter and name are fewer."""
 _MARKED = re.compile(r"[\[\]]|[^\W\d]")
 _DIGITS = re.compile(r"\d+")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’"}
@@ -198,41 +214,64 @@ def read_digits(text: str, count: int) -> Outcome:
 def read_pick(text: str, count: int, n: int, *, truncated: bool = False) -> Outcome:
     """The n best of `count` lettered passages from a reply, as positions from 0, best first.
 
-    Letters count where they are all there is on a line, or behind a colon at its end; else, for one
-    passage, the only one that is named in brackets or as a passage. Lines that contradict each
-    other, and a letter that no passage has, are malformed: nothing is guessed from prose.
+    Letters count where they are all there is on a line but for a label in front with a colon, or
+    for one passage where a line begins with the plain statement that it is the best. Lines that
+    contradict each other, several letters for one passage without a `>` between, and a letter that
+    no passage has are malformed: nothing is guessed from prose.
     """
     answer = without_thought(text).translate(_PLAIN)
-    rows = {row: None for line in answer.splitlines() if (row := _letters(line))}
-    if not rows and n == 1:
-        rows = {(name,): None for name in (a or b for a, b in _NAMED_LETTER.findall(answer))}
+    rows = _picks(answer, n, truncated)
     if len(rows) != 1:
         if _DECLINES.match(answer):
             return Status.REFUSED, None, "the model declined"
         if truncated:
             return Status.TRUNCATED, None, "the token limit was reached before any choice"
-        said = "several" if rows else "none"
-        return (
-            Status.MALFORMED,
-            None,
-            f"{n} of {count} passages should be named: {said} found",
-        )
+        said = "several choices" if rows else "no choice"
+        return Status.MALFORMED, None, f"the reply holds {said} of {n} of the {count} passages"
     (row,) = rows
     places = [ord(letter) - ord("A") for letter in row]
     if any(place >= count for place in places):
         return Status.MALFORMED, None, f"the reply names a passage beyond the {count} shown"
-    best = list(dict.fromkeys(places))
+    best = tuple(dict.fromkeys(places))
     if len(best) < min(n, count):
-        return Status.PARTIAL, Choice(tuple(best)), f"{len(best)} of {n} passages were named"
-    dropped = len(places) > n
-    problem = "more passages than asked for were dropped" if dropped else ""
-    return (Status.REPAIRED if dropped else Status.OK), Choice(tuple(best[:n])), problem
+        status = Status.TRUNCATED if truncated else Status.PARTIAL
+        return status, Choice(best), f"{len(best)} of {n} passages were named"
+    if len(places) > n:
+        return Status.REPAIRED, Choice(best[:n]), "repeated or further passages were dropped"
+    return Status.OK, Choice(best[:n]), ""
 
 
-def _letters(line: str) -> tuple[str, ...]:
-    """The letters of a line that holds nothing else, but for a label with a colon before them."""
-    match = _LETTER_LINE.fullmatch(line)
-    return tuple(_LETTER.findall(match[1])) if match else ()
+def _picks(answer: str, n: int, truncated: bool) -> list[tuple[str, ...]]:
+    """The different choices that the lines of a reply make; single letters below one another are
+    one choice of several."""
+    lines = [line.strip().strip("{}").strip() for line in answer.splitlines()]
+    rows = dict.fromkeys(row for line in lines if (row := _letters(line, n)))
+    if n > 1 and len(rows) > 1 and all(len(row) == 1 for row in rows):
+        return [tuple(row[0] for row in rows)]
+    if not rows and n == 1:
+        # A sentence at the token limit may go on.
+        whole = lines[:-1] if truncated else lines
+        rows = dict.fromkeys((name,) for line in whole if (name := _verdict(line)))
+    return list(rows)
+
+
+def _letters(line: str, n: int) -> tuple[str, ...]:
+    """The letters of a line that holds nothing else, but for a label before them."""
+    match = _LETTER_LINE.fullmatch(line) if len(line) <= _LONGEST_PICK else None
+    if match is None:
+        return ()
+    letters = tuple(_LETTER.findall(match[1]))
+    ordered = n > 1 or match[1].count(">") == len(letters) - 1
+    return letters if ordered or len(set(letters)) == 1 else ()
+
+
+def _verdict(line: str) -> str:
+    """The letter that a sentence says is the best, if the line names no other."""
+    match = _VERDICT.match(line)
+    if match is None:
+        return ""
+    name = match[1] or match[2]
+    return "" if set(_OTHER.findall(line[match.end() :])) - {name} else name
 
 
 def _best_chain(text: str, count: int, truncated: bool) -> list[int]:

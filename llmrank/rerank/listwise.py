@@ -41,6 +41,18 @@ def sliding(
     return Ordering(tuple(order), (None,) * len(order))
 
 
+def full(query: Query, candidates: Sequence[Candidate], *, by: str = "text") -> Plan[Ordering]:
+    """All candidates in one long call, for models with the context and the training for it.
+
+    An answer that cannot be used leaves the first-stage order, and what it does not name follows.
+    Liu et al. 2024 (FullRank), arXiv 2412.14574.
+    """
+    check_by("full", by, len(candidates))
+    every = list(range(len(candidates)))
+    (judged,) = yield from ordered(query, candidates, [every], by)
+    return Ordering(tuple(every) if judged is None else judged.order, (None,) * len(every))
+
+
 def starts(count: int, window: int, stride: int) -> list[int]:
     """First positions of the windows over `count` candidates, from the back to the front."""
     if count < 2:

@@ -78,14 +78,19 @@ class Method:
         head = candidates[: self.depth]
         ordering = yield from persistent(self.rerank(query, head))
         rest = range(len(head), len(candidates))
-        return Ordering((*ordering.order, *rest), (*ordering.scores, *(None for _ in rest)))
+        unjudged = (None,) * len(rest)
+        return Ordering(
+            (*ordering.order, *rest),
+            (*ordering.scores, *unjudged),
+            (*ordering.evidence, *unjudged) if ordering.evidence else (),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Cascade:
     """Methods in a row, each of which reranks what the one before it put first.
 
-    A candidate's score is that of the last stage that gave it one.
+    A candidate's score and its evidence are those of the last stage that gave it one.
     """
 
     stages: tuple[Method, ...]
@@ -107,14 +112,18 @@ class Cascade:
         """Run the stages one after another."""
         order = tuple(range(len(candidates)))
         scores: list[float | None] = [None] * len(candidates)
+        evidence: list[str | None] = [None] * len(candidates)
         for stage in self.stages:
             plan = stage.plan(query, [candidates[i] for i in order])
             ordering = yield from staged(plan, str(stage))
             for place, score in enumerate(ordering.scores):
                 if score is not None:
                     scores[order[place]] = score
+            for place, passage in enumerate(ordering.evidence):
+                if passage is not None:
+                    evidence[order[place]] = passage
             order = tuple(order[place] for place in ordering.order)
-        return Ordering(order, tuple(scores))
+        return Ordering(order, tuple(scores), tuple(evidence) if any(evidence) else ())
 
 
 Ranker = Method | Cascade

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llmrank import Caps, Session, Settings, trec
 from llmrank.api import Estimate, Inputs, RunInput, estimate, rerank_run
-from llmrank.rerank import Method, parse
+from llmrank.rerank import Method, Ranker, parse
 from llmrank.store import Journal, RunFolder
 from tests.api.judges import MODEL, passage
 from tests.servers import Server
@@ -32,10 +32,10 @@ class Data:
         self.folder = folder
         self.model = f"oracle:{folder / 'qrels.txt'},noise=0.5"
 
-    def inputs(self, method: Method) -> Inputs:
+    def inputs(self, method: Ranker) -> Inputs:
         return Inputs(RunInput(self.folder / "run.trec", self.folder, self.folder), method.depth)
 
-    def run(self, method: Method, into: RunFolder, settings: Settings) -> int:
+    def run(self, method: Ranker, into: RunFolder, settings: Settings) -> int:
         with Session(settings, into.journal()) as session:
             rerank_run(session, method, self.inputs(method), into)
             return session.meter.requests

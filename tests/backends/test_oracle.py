@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrank.backends.oracle import Oracle
+from llmrank.backends.oracle import Oracle, grade_of
 from llmrank.errors import InputError
 from llmrank.plan import Answer, Ask, Embed, Grade, Likelihood, LogProb, Order, Write
 from llmrank.prompts import PromptSet
@@ -163,3 +163,15 @@ def test_it_writes_something_and_cannot_embed() -> None:
     assert (embedded.status, embedded.value) == (Status.FAILED, None)
     assert not isinstance(embedded.value, np.ndarray)
     assert "Embed" in embedded.problem
+
+
+def test_a_passage_has_the_grade_of_its_document() -> None:
+    judged = {"d": 2, "e#1": 1}
+    assert [grade_of(judged, doc) for doc in ("d", "d#3", "e#1", "e", "f#1", "f")] == [
+        2,
+        2,
+        1,
+        0,
+        0,
+        0,
+    ]

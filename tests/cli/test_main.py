@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from llmrank import __version__
+from llmrank.rerank import METHODS
 from tests.cli.conftest import Command
 
 HEAVY = {
@@ -47,7 +48,15 @@ def test_wrong_usage(llmrank: Command) -> None:
 
 def test_methods(llmrank: Command) -> None:
     found = json.loads(llmrank("methods", "--json").out)
-    assert {row["ask"] for row in found["reranking"]} == {"Likelihood", "Grade", "Order"}
+    assert {row["method"].partition("(")[0].partition("@")[0] for row in found["reranking"]} == set(
+        METHODS
+    )
+    asks = {row["method"]: row["asks"] for row in found["reranking"]}
+    assert asks["yesno@100"] == "Grade"
+    assert asks["prp_allpair(by=text)@100"] == "Pick by text"
+    sliding = next(row for row in found["reranking"] if row["method"].startswith("sliding"))
+    assert (sliding["calls"], sliding["rounds"]) == (9, 9)
+    assert sliding["formulas"]["exact"].startswith("n if n <= window")
     assert {row["first stage"] for row in found["expansion"]} == {"bm25", "dense"}
     table = llmrank("methods")
     assert table.code == 0

@@ -17,9 +17,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank.errors import InputError, SpecError
-from llmrank.plan import Ask, Attend, Embed, Grade, Likelihood, Order, Pick, Write
+from llmrank.plan import (
+    Ask,
+    Attend,
+    By,
+    Embed,
+    Grade,
+    Likelihood,
+    Need,
+    Order,
+    Pick,
+    Write,
+    need,
+)
 from llmrank.prompts import PromptSet, load, names
-from llmrank.prompts.render import KINDS, clean
+from llmrank.prompts.render import KINDS, clean, want_of
 from llmrank.request import Message, Params, Request, Want
 from llmrank.types import Document, Query
 
@@ -54,7 +66,10 @@ CONTROL = [
 ]
 ASKS: dict[str, Ask[Any]] = {
     "listwise": Order(QUERY, (DOC, Document("e", "wind makes waves"))),
+    "setwise": Pick(QUERY, (DOC, Document("e", "wind makes waves"))),
+    "attention": Attend(QUERY, (DOC, Document("e", "wind makes waves"))),
     "yesno": Grade(QUERY, DOC),
+    "scale": Grade(QUERY, DOC, ("2", "1", "0")),
     "likelihood": Likelihood(QUERY, DOC),
     "hyde": Write("hyde", (("query", QUERY.text),)),
     "query2doc": Write("query2doc", (("query", QUERY.text),)),
@@ -63,6 +78,10 @@ ASKS: dict[str, Ask[Any]] = {
         (("document", DOC.text), ("examples", (("a document", "a query"),))),
     ),
 }
+
+
+CHOSEN = {"monot5"}
+"""Templates that serve no ask unless they are asked for by name."""
 
 
 def sent(request: Request) -> str:
@@ -80,7 +99,8 @@ def window(*texts: str) -> Order:
 
 
 def test_every_shipped_template_has_an_ask_here() -> None:
-    assert set(ASKS) == set(names())
+    assert set(ASKS) == {name for name in names() if name not in CHOSEN}
+    assert all(load(name).ask in KINDS.values() for name in CHOSEN)
 
 
 @pytest.mark.parametrize("name", ASKS)
@@ -132,7 +152,7 @@ def test_template_syntax_in_a_query_or_passage_is_only_text(name: str, syntax: s
         item = replace(item, inputs=tuple((key, syntax) for key, _ in item.inputs))
         if name == "query_generation":
             item = replace(item, inputs=(("document", syntax), ("examples", ((syntax, syntax),))))
-    elif isinstance(item, Order):
+    elif isinstance(item, Order | Pick | Attend):
         item = replace(item, query=query, docs=(doc, doc))
     elif isinstance(item, Grade | Likelihood):
         item = replace(item, query=query, doc=doc)
@@ -247,7 +267,7 @@ def test_asking_again_says_what_was_wrong_to_a_chat_that_writes() -> None:
     assert again.key("m") != first.key("m")
 
 
-@pytest.mark.parametrize("name", ["likelihood", "yesno", "query_generation"])
+@pytest.mark.parametrize("name", ["likelihood", "yesno", "scale", "attention", "query_generation"])
 def test_asking_again_adds_nothing_where_it_would_change_what_is_measured(name: str) -> None:
     item = ASKS[name]
     again = PromptSet().render(replace(item, problem="low mass", sample=1000))
@@ -273,8 +293,60 @@ def test_labels_are_pooled_over_their_surface_forms() -> None:
     assert set(labels["yes"]) == {"Yes", "yes", "YES", " Yes", " yes", " YES"}
     assert not set(labels["yes"]) & set(labels["no"])
     assert list(PromptSet().render(Grade(QUERY, DOC, ("no", "yes"))).labels) == ["no", "yes"]
-    with pytest.raises(SpecError, match="maybe"):
-        PromptSet().render(Grade(QUERY, DOC, ("yes", "maybe")))
+    with pytest.raises(SpecError, match="'yesno' has no label 'maybe'"):
+        PromptSet({"grade": "yesno"}).render(Grade(QUERY, DOC, ("yes", "maybe")))
+
+
+def test_a_grade_with_labels_of_its_own_shows_them_best_first() -> None:
+    request = PromptSet().render(Grade(QUERY, DOC, ("high", "some", "none")))
+    assert "from the best to the worst: high, some, none." in sent(request)
+    assert list(request.labels) == ["high", "some", "none"]
+    assert set(request.labels["none"]) == {"none", "None", "NONE", " none", " None", " NONE"}
+    request = PromptSet().render(Grade(QUERY, DOC, ("3", "2", "1", "0")))
+    assert request.labels == {label: (label, f" {label}") for label in "3210"}
+    assert (request.want, request.params.max_tokens) == ("labels", 1)
+
+
+def test_passages_to_pick_from_are_lettered() -> None:
+    item = Pick(QUERY, (Document("a", "text", "Title"), Document("b", "see [2]")))
+    request = PromptSet().render(item)
+    shown = [line for line in sent(request).splitlines() if line.startswith("Passage ")]
+    assert shown == ["Passage A: Title text", "Passage B: see (2)"]
+    assert "Reply with its letter alone." in sent(request)
+    assert (request.want, request.labels) == ("text", {})
+    several = PromptSet().render(replace(item, n=2))
+    assert "Reply with their 2 letters alone" in sent(several)
+
+
+def test_a_pick_by_labels_is_asked_in_the_same_words() -> None:
+    item = Pick(QUERY, (DOC, DOC, DOC))
+    request = PromptSet().render(replace(item, by="labels"))
+    assert request.messages == PromptSet().render(item).messages
+    assert request.want == "labels"
+    assert request.labels == {"A": ("A", " A"), "B": ("B", " B"), "C": ("C", " C")}
+    # A note would stand between the prompt and what is measured.
+    again = PromptSet().render(replace(item, by="labels", problem="low mass"))
+    assert again.messages == request.messages
+
+
+@pytest.mark.parametrize("by", ["text", "labels"])
+def test_there_are_letters_for_twenty_six_passages(by: By) -> None:
+    docs = tuple(Document(str(i), "t") for i in range(27))
+    assert "Passage Z: t" in sent(PromptSet().render(Pick(QUERY, docs[:26], by=by)))
+    with pytest.raises(SpecError, match="26 letters"):
+        PromptSet().render(Pick(QUERY, docs, by=by))
+
+
+def test_the_query_stands_last_where_its_attention_is_measured() -> None:
+    request = PromptSet().render(ASKS["attention"])
+    assert request.want == "attention"
+    (message,) = request.messages
+    assert message.content.endswith(f"Query: {QUERY.text}")
+    assert message.content.count(QUERY.text) == 1
+    assert [line for line in message.content.splitlines() if line.startswith("[")] == [
+        f"[1] {DOC.text}",
+        "[2] wind makes waves",
+    ]
 
 
 def test_overrides_serve_their_slot_and_must_be_of_its_kind(tmp_path: Path) -> None:
@@ -285,9 +357,10 @@ def test_overrides_serve_their_slot_and_must_be_of_its_kind(tmp_path: Path) -> N
     prompts = PromptSet({"hyde": path})
     assert prompts.render(ASKS["hyde"]).prompt == f"Q {QUERY.text}"
     assert set(prompts.used) == {"hyde"}
-    assert prompts.used["hyde"].name == "short"
     with pytest.raises(SpecError, match="needs `order`"):
         PromptSet({"order": "yesno"}).render(window("a"))
+    with pytest.raises(SpecError, match="needs `pick`"):
+        PromptSet({"pick": "yesno"}).slot(Need(Pick, "labels"))
     # A changed copy must not go on with the templates of the original.
     assert replace(prompts, overrides={}).render(ASKS["hyde"]).messages
 
@@ -314,10 +387,18 @@ def test_an_expression_that_fails_on_real_values_is_an_input_error(tmp_path: Pat
 
 
 def test_asks_without_a_wording_are_refused() -> None:
-    with pytest.raises(SpecError, match="Attend"):
-        PromptSet().render(Attend(QUERY, (DOC,)))
+    with pytest.raises(SpecError, match="Embed"):
+        PromptSet().template(Embed(("a",)))
     with pytest.raises(SpecError, match="no prompt named"):
-        PromptSet().render(Pick(QUERY, (DOC,)))
+        PromptSet().render(Write("nosuch", ()))
+
+
+@pytest.mark.parametrize("name", [name for name in ASKS if name != "scale"])
+def test_what_an_ask_needs_is_served_by_the_template_it_is_rendered_with(name: str) -> None:
+    prompts = PromptSet()
+    assert prompts.slot(need(ASKS[name])) is prompts.template(ASKS[name])
+    assert len(prompts.used) == 1
+    assert want_of(need(ASKS[name])) == prompts.render(ASKS[name]).want
 
 
 def test_texts_to_embed_are_sent_as_they_are() -> None:

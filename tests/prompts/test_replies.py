@@ -21,6 +21,7 @@ from llmrank.plan import (
     Answer,
     Ask,
     Attend,
+    Choice,
     Embed,
     Grade,
     Grades,
@@ -34,6 +35,7 @@ from llmrank.plan import (
     Written,
 )
 from llmrank.prompts import PromptSet, read_order, replies
+from llmrank.prompts.replies import read_digits, read_pick
 from llmrank.request import Reply, Request
 from llmrank.types import Document, Query, Status, Usage
 
@@ -247,7 +249,7 @@ def test_a_ranking_that_was_complete_at_the_token_limit_is_complete() -> None:
     assert order("[3] > [1] > [2]", 3, truncated=True) == (Status.OK, FULL)
     answer = parse(ASKS[0], Reply(text="[3] > [1] > [2", finish="length"))
     assert answer.status is Status.TRUNCATED
-    assert answer.value == Permutation((2, 0, 1))
+    assert answer.value == Permutation((2, 0, 1), named=2)
 
 
 IDENTIFIERS = ["[1]", "[2]", "[12]", "3", "0", "[0]", "1.", "Passage ", "[1, 2]", "9999", "١"]
@@ -316,6 +318,266 @@ def test_reading_time_grows_with_the_length_of_the_reply(piece: str) -> None:
     read_order(text, 20)
     read_order(text, 20, truncated=True)
     assert time.process_time() - start < 1.0
+
+
+def pick(text: str, n: int = 1, count: int = 4, *, truncated: bool = False) -> tuple[Status, str]:
+    """The status and the letters of a reply."""
+    status, value, problem = read_pick(text, count, n, truncated=truncated)
+    assert bool(problem) == (status is not Status.OK)
+    return status, "" if value is None else "".join("ABCD"[place] for place in value.best)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "B",
+        " B.\n",
+        "[B]",
+        "(B)",
+        "B)",
+        "**B**",
+        "**Passage B**",
+        "Passage B",
+        "passage [B].",
+        '"B"',
+        "1. B",
+        "- B",
+        "Answer: B",
+        "**Answer:** B",
+        "The answer is: B",
+        "The most relevant passage is: Passage B",
+        "The passage that answers the query best is: B",
+        '{"answer": "B"}',
+        '```json\n{\n  "best": "B"\n}\n```',
+        "B > A > C",
+        "B\n\nPassage A is about waves, and C says nothing.",
+        "Passage A names the moon, C the wind.\n\nAnswer: B",
+        "A, B, C and D were shown.\nA, B, C, D\nBest: B",
+        "B\nB",
+        "Passage B is the most relevant.",
+        "Passage B is the best because it explains tides. I am sure.",
+        "Passage B answers the query best.",
+        "The most relevant passage is B.",
+        "The best passage is Passage B, because it explains tides.",
+        "The best answer is [B]",
+        "<think>A or C?\nA</think>B",
+    ],
+)
+def test_one_pick_is_read_in_every_plain_form(text: str) -> None:
+    status, letters = pick(text)
+    assert letters == "B"
+    assert status is (Status.REPAIRED if ">" in text and "<" not in text else Status.OK)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "b",
+        "Tides",
+        "BC",
+        "A or B",
+        "A, B",
+        "A and B",
+        "A\nB",
+        "Answer: A\nAnswer: B",
+        "Most relevant: A\nBest: B",
+        "Not relevant: B",
+        "Least relevant: B",
+        "Second best: B",
+        "Worst passage: B",
+        "Query: how do tides work. Passage B",
+        "I think passage B is relevant.",
+        "Passage B is not relevant.",
+        "Passage B is the least relevant.",
+        "Passage B is the second most relevant.",
+        "None of them, though Passage B mentions tides.",
+        "Passage A and B are equally good.",
+        "Passage A or B",
+        "Passage A is the best, but so is B.",
+        "Passage B is the best for tides and Passage A for waves.",
+        "If the moon is meant, Passage B is the best.",
+        "The best passage is not B.",
+        "The best passage is B or C.",
+        "The second best passage is B.",
+        "Passage B: the moon pulls the sea",
+        "B. The moon pulls the sea",
+        "A moon pulls the sea",
+        "I",
+        "E",
+        "B > E",
+        "Neither",
+        "[2]",
+        "HTTP 500: B",
+        "Error: B is down",
+        "<think>B",
+    ],
+)
+def test_what_is_no_pick_is_never_read_as_one(text: str) -> None:
+    assert pick(text) == (Status.MALFORMED, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "letters"),
+    [
+        ("B, A", Status.OK, "BA"),
+        ("B A", Status.OK, "BA"),
+        ("B > A", Status.OK, "BA"),
+        ("[B, A]", Status.OK, "BA"),
+        ("[B] > [A]", Status.OK, "BA"),
+        ('["B", "A"]', Status.OK, "BA"),
+        ("Passage B and Passage A", Status.OK, "BA"),
+        ("Passages B, and A.", Status.OK, "BA"),
+        ("The two best passages are: B, A", Status.OK, "BA"),
+        ("B\nA", Status.OK, "BA"),
+        ("1. B\n2. A", Status.OK, "BA"),
+        ("B, A, C", Status.REPAIRED, "BA"),
+        ("B, A, B", Status.REPAIRED, "BA"),
+        ("B", Status.PARTIAL, "B"),
+        ("B, B", Status.PARTIAL, "B"),
+        ("B, A\nA, B", Status.MALFORMED, ""),
+        ("B, E", Status.MALFORMED, ""),
+        ("B, A and some of C", Status.MALFORMED, ""),
+        ("Passage B is the best.", Status.MALFORMED, ""),
+    ],
+)
+def test_two_picks_are_read_best_first(text: str, status: Status, letters: str) -> None:
+    assert pick(text, 2) == (status, letters)
+
+
+def test_no_more_can_be_named_than_are_shown() -> None:
+    assert pick("B, A", 3, count=2) == (Status.OK, "BA")
+
+
+@pytest.mark.parametrize(
+    ("text", "n", "status", "letters"),
+    [
+        ("B", 1, Status.OK, "B"),
+        ("B, A, ", 3, Status.TRUNCATED, "BA"),
+        ("B, A,", 2, Status.OK, "BA"),
+        ("The best passage is B", 1, Status.TRUNCATED, ""),
+        ("The best passage is B.\nIt expl", 1, Status.OK, "B"),
+        ("Let me look at each pas", 1, Status.TRUNCATED, ""),
+        ("<think>B", 1, Status.TRUNCATED, ""),
+    ],
+)
+def test_a_pick_at_the_token_limit(text: str, n: int, status: Status, letters: str) -> None:
+    assert pick(text, n, truncated=True) == (status, letters)
+
+
+def test_a_refusal_to_pick_is_a_refusal() -> None:
+    assert pick("I'm sorry, but I can't judge these.") == (Status.REFUSED, "")
+
+
+PICKS = st.lists(
+    st.sampled_from(
+        [
+            "A",
+            "B",
+            "E",
+            "Z",
+            "[C]",
+            "Passage ",
+            "Answer: ",
+            "is the best",
+            "The best passage is ",
+            ", ",
+            " > ",
+            "\n",
+            " and ",
+            ".",
+            "1. ",
+            "word",
+            " ",
+            ":",
+            "I",
+        ]
+    ),
+    max_size=20,
+)
+
+
+@given(st.text() | PICKS.map("".join), st.integers(1, 5), st.integers(1, 6), st.booleans())
+def test_any_text_gives_no_pick_or_different_passages_that_were_shown(
+    text: str, n: int, count: int, truncated: bool
+) -> None:
+    status, value, problem = read_pick(text, count, n, truncated=truncated)
+    assert bool(problem) == (status is not Status.OK)
+    if value is None:
+        assert status in (Status.MALFORMED, Status.REFUSED, Status.TRUNCATED)
+    else:
+        assert len(set(value.best)) == len(value.best) <= min(n, count)
+        assert set(value.best) <= set(range(count))
+        assert (len(value.best) == min(n, count)) == (status in (Status.OK, Status.REPAIRED))
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "A ",
+        "A, ",
+        "A\n",
+        "[",
+        "Passage ",
+        "and ",
+        "the best ",
+        "Answer",
+        ":",
+        " ",
+        "A" + " " * 300,
+        "The best passage is ",
+        "Passage A is the best ",
+        "1. ",
+        "-",
+        "the best passage:\n",
+    ],
+)
+def test_the_time_to_read_a_pick_grows_with_the_length_of_the_reply(piece: str) -> None:
+    text = (piece * 20_000)[:20_000] + "x"
+    start = time.process_time()
+    read_pick(text, 4, 1)
+    read_pick(text, 4, 2, truncated=True)
+    assert time.process_time() - start < 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "expected", "named"),
+    [
+        ("[3] > [1] > [2]", Status.OK, [3, 1, 2], None),
+        ("3, 1 and then 2", Status.OK, [3, 1, 2], None),
+        ("2 of the 3 passages help.", Status.PARTIAL, [2, 3, 1], 2),
+        ("1. [3] > 2. [1]", Status.REPAIRED, [1, 3, 2], None),
+        ("[3] > [9] > [1]", Status.PARTIAL, [3, 1, 2], 2),
+        ("[] > []", Status.MALFORMED, [], None),
+        ("C > A > B", Status.MALFORMED, [], None),
+        ("[0] > [7]", Status.MALFORMED, [], None),
+    ],
+)
+def test_the_digits_reader_takes_every_number_for_an_identifier(
+    text: str, status: Status, expected: list[int], named: int | None
+) -> None:
+    found, value, problem = read_digits(text, 3)
+    assert found is status
+    assert bool(problem) == (status is not Status.OK)
+    assert ([] if value is None else [place + 1 for place in value.order]) == expected
+    assert (None if value is None else value.named) == named
+
+
+def test_a_template_says_which_reader_reads_its_rankings(tmp_path: Path) -> None:
+    path = tmp_path / "lenient.toml"
+    path.write_text(
+        'ask = "order"\ndescription = "d"\nreader = "digits"\n'
+        'text = "{{ query }} {{ passages | length }}"\n'
+    )
+    prompts, reply = PromptSet({"order": path}), Reply(text="passages 3 and 1")
+    assert prompts.parse(prompts.render(ASKS[0]), reply).value == Permutation((2, 0, 1), named=2)
+    assert parse(ASKS[0], reply).status is Status.MALFORMED
+
+
+@pytest.mark.parametrize(("n", "named"), [(2, 2), (3, 3)])
+def test_how_many_were_named_is_told_where_some_were_not(n: int, named: int) -> None:
+    text = " > ".join(f"[{number}]" for number in range(4, 4 - n, -1))
+    assert read_order(text, 4)[1].named == named
 
 
 FIELDS = st.fixed_dictionaries(
@@ -455,6 +717,49 @@ def test_the_log_probability_of_a_text_is_kept_where_there_is_one() -> None:
 
 def grades(seen: Mapping[str, float], *labels: str) -> Answer[Grades]:
     return parse(Grade(QUERY, DOCS[0], labels or ("yes", "no")), Reply(label_logprobs=seen))
+
+
+def distribution(seen: Mapping[str, float], n: int = 1) -> Answer[Choice]:
+    return parse(Pick(QUERY, DOCS, n, by="labels"), Reply(text="C", label_logprobs=seen))
+
+
+def test_a_pick_by_labels_is_read_from_the_probabilities_of_the_letters() -> None:
+    seen = {"A": math.log(0.1), "B": math.log(0.4), " B": math.log(0.2), "C": math.log(0.1)}
+    answer = distribution({**seen, "a": math.log(0.1)}, n=2)
+    assert answer.status is Status.OK
+    assert answer.value is not None
+    assert answer.value.best == (1, 0)
+    assert answer.value.probabilities == pytest.approx((0.125, 0.75, 0.125))
+
+
+def test_letters_that_were_not_reported_have_no_probability() -> None:
+    answer = distribution({" C": math.log(0.5), "The": math.log(0.5)})
+    assert (answer.status, answer.problem) == (Status.PARTIAL, "2 of 3 letters were not reported")
+    assert answer.value == Choice((2,), (0.0, 0.0, 1.0))
+
+
+@pytest.mark.parametrize("seen", [{}, {"The": -0.1}, {"A": -20.0}, {"A": math.nan, "B": -0.1}])
+def test_probabilities_that_say_nothing_of_the_letters_are_malformed(
+    seen: Mapping[str, float],
+) -> None:
+    answer = distribution(seen)
+    assert (answer.status, answer.value) == (Status.MALFORMED, None)
+
+
+def test_the_grades_of_a_scale_are_read() -> None:
+    value = grades({"2": math.log(0.3), " 2": math.log(0.1), "0": math.log(0.4)}, *"210").value
+    assert value is not None
+    assert value.probabilities == pytest.approx((0.5, 0.0, 0.5))
+
+
+@pytest.mark.parametrize("masses", [None, (1.0,), (1.0, math.nan, 0.0), (1.0, 2.0, 3.0, 4.0)])
+def test_attention_must_give_every_passage_a_finite_mass(masses: tuple[float, ...] | None) -> None:
+    answer = parse(ASKS[4], Reply(attention=masses))
+    assert (answer.status, answer.value) == (Status.MALFORMED, None)
+
+
+def test_attention_masses_are_handed_on() -> None:
+    assert parse(ASKS[4], Reply(attention=(0.5, -0.1, 0.0))).value == (0.5, -0.1, 0.0)
 
 
 def test_label_probabilities_are_normalised_over_the_labels() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from llmrank.errors import InputError, SpecError
 from llmrank.prompts import load, names
+from llmrank.prompts.render import DEFAULTS, KINDS, SCALE
 from llmrank.prompts.template import PLACEHOLDERS, Passage
 
 ORDER = 'ask = "order"\ndescription = "d"\ntext = "{{ query }} {{ passages | length }}"\n'
@@ -30,6 +31,8 @@ VALUES = {
     "query": "q",
     "passage": "p",
     "passages": [Passage(1, "p")],
+    "labels": ("2", "1", "0"),
+    "n": 1,
     "document": "p",
     "examples": [("p", "q")],
 }
@@ -55,8 +58,9 @@ def test_a_shipped_template_loads_and_fills(name: str) -> None:
 
 
 def test_there_is_a_template_for_every_default() -> None:
-    assert {"listwise", "yesno", "likelihood"} <= set(names())
-    assert {load(name).ask for name in names()} >= {"order", "grade", "likelihood", "write"}
+    assert {*DEFAULTS.values(), SCALE} <= set(names())
+    assert {load(name).ask for name in names()} == set(KINDS.values())
+    assert all(load(name).ask == kind for kind, name in DEFAULTS.items())
 
 
 @pytest.mark.parametrize("content", [ORDER, GRADE, LIKELIHOOD, WRITE])
@@ -170,4 +174,14 @@ def test_the_hash_is_of_the_file_as_it_stands(tmp_path: Path) -> None:
 
 
 def test_every_kind_but_write_has_fixed_placeholders() -> None:
-    assert set(PLACEHOLDERS) == {"order", "pick", "grade", "likelihood"}
+    assert set(PLACEHOLDERS) == set(KINDS.values()) - {"write"}
+
+
+def test_a_template_may_show_the_number_to_pick_and_the_labels_of_a_grade(tmp_path: Path) -> None:
+    pick = ORDER.replace('"order"', '"pick"')
+    assert load(put(tmp_path, pick)).ask == "pick"
+    assert load(put(tmp_path, pick.replace("{{ query }}", "{{ query }}{{ n }}"))).ask == "pick"
+    shown = GRADE.split("[labels]")[0].replace("{{ query }}", "{{ query }}{{ labels | first }}")
+    assert not load(put(tmp_path, shown)).labels
+    with pytest.raises(InputError, match="uses exactly"):
+        load(put(tmp_path, ORDER.replace("{{ query }}", "{{ query }}{{ n }}")))

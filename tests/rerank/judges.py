@@ -20,7 +20,12 @@ from llmrank.plan import (
     Permutation,
     Pick,
 )
+from llmrank.rerank import METHODS
 from llmrank.types import Candidate, Document, Query, Status
+
+INNER = "sliding(window=6, stride=3)"
+SPECS = [f"{name}({INNER})" if family.inner else name for name, family in METHODS.items()]
+"""Every method with its defaults; those that rank by another one rank by windows."""
 
 QUERY = Query("q", "small query")
 FAILED: Answer[Any] = Answer(status=Status.FAILED, problem="connection lost")

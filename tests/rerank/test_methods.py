@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -12,91 +12,126 @@ from hypothesis import strategies as st
 
 from llmrank.backends.oracle import Oracle
 from llmrank.errors import SpecError
-from llmrank.plan import (
-    Answer,
-    Ask,
-    Grade,
-    Grades,
-    Likelihood,
-    LogProb,
-    Order,
-    Permutation,
-    Plan,
-    drive,
-)
+from llmrank.plan import Answer, Ask, Drive, Need, Order, Pick, Plan, drive
 from llmrank.prompts import PromptSet
-from llmrank.rerank import METHODS, Method, parse
+from llmrank.rerank import METHODS, Cascade, Method, Ranker, parse
 from llmrank.rerank.order import by_score
-from llmrank.types import Candidate, Document, Ordering, Query, Status
+from llmrank.types import Candidate, Document, Ordering, Status
+from tests.rerank.judges import (
+    FAILED,
+    QUERY,
+    SPECS,
+    Failing,
+    Perfect,
+    best_first,
+    candidates,
+    grades,
+)
 
-QUERY = Query("q", "small query")
 WINDOWS = [(20, 10), (10, 5), (4, 2), (3, 1), (5, 5), (2, 1), (7, 3)]
-FAILED: Answer[Any] = Answer(status=Status.FAILED, problem="connection lost")
 
 
-def _candidates(count: int) -> list[Candidate]:
-    return [Candidate(Document(f"d{i}", "t"), float(count - i)) for i in range(count)]
+def method(text: str) -> Method:
+    """A method on its own."""
+    found = parse(text)
+    assert isinstance(found, Method)
+    return found
 
 
-def _grades(count: int, *, distinct: bool) -> list[int]:
-    random = Random(count)
-    grades = list(range(count)) if distinct else [random.randrange(4) for _ in range(count)]
-    random.shuffle(grades)
-    return grades
+def run(
+    ranker: Ranker, count: int, judge: Callable[[Ask[Any]], Answer[Any]], seed: int = 0
+) -> tuple[Ordering, int]:
+    """What a ranker returns, and its rounds; answers of a round come in an order of their own."""
+    running, shuffled = Drive(ranker.plan(QUERY, candidates(count))), Random(seed)
+    tickets = running.start()
+    while tickets:
+        answers = [(ticket, judge(ticket.ask)) for ticket in tickets]
+        if seed:
+            shuffled.shuffle(answers)
+        tickets = [new for ticket, answer in answers for new in running.answer(ticket, answer)]
+    return running.result, running.rounds
 
 
-class Perfect:
-    """Answers asks from grades by document id, and counts them."""
+def formula(text: str, method: Method, count: int) -> float:
+    """The value of a formula of a family, its sign of a bound left out."""
 
-    def __init__(self, grades: Sequence[int]) -> None:
-        self.grades = {f"d{i}": grade for i, grade in enumerate(grades)}
-        self.asks: list[Ask[Any]] = []
+    def inside(which: str) -> Callable[[int], float]:
+        def value(n: int) -> float:
+            assert method.inner is not None
+            return formula(getattr(method.inner.family, which), method.inner, n)
 
-    def __call__(self, item: Ask[Any]) -> Answer[Any]:
-        self.asks.append(item)
-        if isinstance(item, Order):
-            values = [self.grades[doc.id] for doc in item.docs]
-            order = sorted(range(len(values)), key=lambda i: (-values[i], i))
-            return Answer(status=Status.OK, value=Permutation(tuple(order)))
-        if isinstance(item, Grade):
-            mass = 1 / (1 + math.exp(-self.grades[item.doc.id]))
-            return Answer(status=Status.OK, value=Grades((mass, 1 - mass), 1.0))
-        assert isinstance(item, Likelihood)
-        return Answer(status=Status.OK, value=LogProb(self.grades[item.doc.id] - 100.0, 3))
+        return value
+
+    names: Mapping[str, object] = {
+        **method.parameters,
+        "n": count,
+        **{f"inner_{which}": inside(which) for which in ("calls", "rounds", "exact")},
+        "then": [
+            int(part) for part in str(method.parameters.get("then", 0)).split("+") if part != "0"
+        ],
+    }
+    known = {
+        f.__name__: f
+        for f in (math.ceil, math.floor, math.log2, math.isqrt, math.comb, min, max, sum, len)
+    }
+    return float(eval(text.removeprefix("<= "), {"__builtins__": {}, **known, **names}))
 
 
-def _calls(method: Method, count: int) -> int:
-    names = {"n": count, "ceil": math.ceil, "max": max, **method.parameters}
-    return int(eval(method.family.calls, {"__builtins__": {}}, names))
+@pytest.mark.parametrize("spec", SPECS)
+def test_calls_rounds_and_top_are_as_documented(spec: str) -> None:
+    ranker = method(f"{spec}@200")
+    family = ranker.family
+    large = formula(family.calls, ranker, 130) > 2000
+    for count in [*range(0, 131, 13 if large else 1), 130]:
+        judge = Perfect(found := grades(count))
+        ordering, rounds = run(ranker, count, judge)
+        assert sorted(ordering.order) == list(range(count))
+        assert len(ordering.scores) == count
+        if count < 2:
+            assert len(judge.asks) <= count
+            continue
+        for value, text in ((len(judge.asks), family.calls), (rounds, family.rounds)):
+            stated = formula(text, ranker, count)
+            assert value <= stated if text.startswith("<=") else value == stated, (count, text)
+        sure = int(formula(family.exact, ranker, count))
+        assert list(ordering.order[:sure]) == best_first(found)[:sure]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_same_again_and_in_any_order_of_answers(spec: str) -> None:
+    ranker = method(spec)
+    for count in (2, 7, 23, 41):
+        found = grades(count, distinct=False)
+        first = run(ranker, count, Perfect(found))
+        assert run(ranker, count, Perfect(found)) == first
+        assert run(ranker, count, Perfect(found), seed=5) == first
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_what_it_needs_is_what_it_asks(spec: str) -> None:
+    ranker = method(spec)
+    judge = Perfect(grades(30))
+    run(ranker, 30, judge)
+    assert {(n.ask, n.by) for n in ranker.needs} == {
+        (type(item), item.by if isinstance(item, Pick) else "text") for item in judge.asks
+    }
 
 
 @pytest.mark.parametrize(("window", "stride"), WINDOWS)
-def test_sliding_windows(window: int, stride: int) -> None:
-    method = Method("sliding", {"window": window, "stride": stride}, depth=200)
-    for count in range(131):
-        judge = Perfect(grades := _grades(count, distinct=True))
-        ordering = drive(method.plan(QUERY, _candidates(count)), judge)
-        assert sorted(ordering.order) == list(range(count))
+@pytest.mark.parametrize("passes", [1, 2])
+def test_sliding_windows(window: int, stride: int, passes: int) -> None:
+    ranker = method(f"sliding(window={window}, stride={stride}, passes={passes})@200")
+    for count in range(0, 131, passes):
+        judge = Perfect(found := grades(count))
+        ordering, _ = run(ranker, count, judge)
         assert ordering.scores == (None,) * count
-        assert len(judge.asks) == (_calls(method, count) if count > 1 else 0)
-        best = sorted(range(count), key=lambda i: -grades[i])
+        assert len(judge.asks) == (formula(ranker.family.calls, ranker, count) if count > 1 else 0)
         # One window sees everything; else every step carries the best `window - stride` on.
-        sure = count if count <= window else window - stride
-        assert list(ordering.order[:sure]) == best[:sure]
+        sure = count if count <= window else passes * (window - stride)
+        assert list(ordering.order[:sure]) == best_first(found)[:sure]
 
 
-@pytest.mark.parametrize("name", ["likelihood(mean=true)", "likelihood(mean=false)", "yesno"])
-def test_pointwise_methods_sort_exactly(name: str) -> None:
-    method = parse(f"{name}@200")
-    for count in range(131):
-        judge = Perfect(grades := _grades(count, distinct=False))
-        ordering = drive(method.plan(QUERY, _candidates(count)), judge)
-        assert list(ordering.order) == sorted(range(count), key=lambda i: (-grades[i], i))
-        assert len(judge.asks) == _calls(method, count)
-        assert all(score is not None for score in ordering.scores)
-
-
-def _with_oracle(method: Method, candidates: Sequence[Candidate], oracle: Oracle) -> Ordering:
+def _with_oracle(ranker: Ranker, found: Sequence[Candidate], oracle: Oracle) -> Ordering:
     prompts = PromptSet()
 
     def judge(item: Ask[Any]) -> Answer[Any]:
@@ -104,89 +139,102 @@ def _with_oracle(method: Method, candidates: Sequence[Candidate], oracle: Oracle
         (reply,) = asyncio.run(oracle.answer([request]))
         return prompts.parse(request, reply)
 
-    return drive(method.plan(QUERY, candidates), judge)
+    return drive(ranker.plan(QUERY, found), judge)
 
 
-@pytest.mark.parametrize("spec", ["likelihood", "yesno", "sliding(window=20, stride=10)"])
-def test_the_perfect_oracle_ranks_perfectly_through_the_prompts(spec: str) -> None:
-    grades = _grades(20, distinct=False)
-    oracle = Oracle({"q": {f"d{i}": grade for i, grade in enumerate(grades)}})
-    ordering = _with_oracle(parse(spec), _candidates(20), oracle)
-    assert list(ordering.order) == sorted(range(20), key=lambda i: (-grades[i], i))
+@pytest.mark.parametrize(
+    "spec", [*SPECS, "sliding(by=labels)", "adaptive(by=labels)", "setwise(by=labels)"]
+)
+def test_the_perfect_oracle_ranks_well_through_the_prompts(spec: str) -> None:
+    found = grades(12, distinct=False)
+    oracle = Oracle({"q": {f"d{i}": grade for i, grade in enumerate(found)}})
+    ranker = method(spec)
+    ordering = _with_oracle(ranker, candidates(12), oracle)
+    assert sorted(ordering.order) == list(range(12))
+    if formula(ranker.family.exact, ranker, 12) >= 10:
+        got = [found[i] for i in ordering.order[:10]]
+        assert got == sorted(found, reverse=True)[:10]
+    else:
+        assert found[ordering.order[0]] == max(found)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_no_candidates_and_one_candidate(name: str) -> None:
+@pytest.mark.parametrize("spec", SPECS)
+def test_no_candidates_and_one_candidate(spec: str) -> None:
     for count in (0, 1):
-        ordering = drive(parse(name).plan(QUERY, _candidates(count)), Perfect(range(count)))
+        ordering, _ = run(method(spec), count, Perfect(range(count)))
         assert ordering.order == tuple(range(count))
         assert len(ordering.scores) == count
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_equal_texts_and_equal_ids_stay_apart(name: str) -> None:
+@pytest.mark.parametrize("spec", SPECS)
+def test_equal_texts_and_equal_ids_stay_apart(spec: str) -> None:
     twins = [Candidate(Document(f"d{i % 3}", "the same"), 1.0) for i in range(6)]
-    ordering = drive(parse(name).plan(QUERY, twins), Perfect([0, 1, 2]))
-    assert [twins[i].document.id for i in ordering.order] == ["d2", "d2", "d1", "d1", "d0", "d0"]
-    assert ordering.order == (2, 5, 1, 4, 0, 3)
+    ordering = drive(method(spec).plan(QUERY, twins), Perfect([0, 1, 20]))
+    assert sorted(ordering.order) == list(range(6))
+    if METHODS[method(spec).name].exact != "0":
+        assert {twins[i].document.id for i in ordering.order[:2]} == {"d2"}
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_what_lies_beyond_the_depth_follows_unscored(name: str) -> None:
-    judge = Perfect(range(30))
-    ordering = drive(parse(f"{name}@5").plan(QUERY, _candidates(30)), judge)
-    assert ordering.order == (4, 3, 2, 1, 0, *range(5, 30))
+@pytest.mark.parametrize("spec", SPECS)
+def test_what_lies_beyond_the_depth_follows_unscored(spec: str) -> None:
+    ordering, _ = run(method(f"{spec}@5"), 30, Perfect(range(30)))
+    assert sorted(ordering.order[:5]) == list(range(5))
+    assert ordering.order[5:] == tuple(range(5, 30))
     assert ordering.scores[5:] == (None,) * 25
-
-
-class Failing(Perfect):
-    """Perfect, but the calls with these numbers fail."""
-
-    def __init__(self, grades: Sequence[int], failing: set[int]) -> None:
-        super().__init__(grades)
-        self.failing = failing
-
-    def __call__(self, item: Ask[Any]) -> Answer[Any]:
-        answer = super().__call__(item)
-        return FAILED if len(self.asks) - 1 in self.failing else answer
 
 
 def test_a_failed_window_keeps_its_order() -> None:
     # Windows over 8: [4..8), [2..6), [0..4); the middle one fails.
     judge = Failing(range(8), {1})
-    ordering = drive(parse("sliding(window=4, stride=2)").plan(QUERY, _candidates(8)), judge)
+    ordering, _ = run(parse("sliding(window=4, stride=2)"), 8, judge)
     assert len(judge.asks) == 3
     assert ordering.order == (3, 2, 1, 0, 7, 6, 5, 4)
 
 
 @pytest.mark.parametrize("name", ["likelihood", "yesno"])
 def test_a_failed_document_keeps_its_place(name: str) -> None:
-    ordering = drive(parse(name).plan(QUERY, _candidates(5)), Failing(range(5), {1, 3}))
+    ordering, _ = run(parse(name), 5, Failing(range(5), {1, 3}))
     assert ordering.order == (4, 1, 2, 3, 0)
     assert [score is None for score in ordering.scores] == [False, True, False, True, False]
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.sampled_from(list(METHODS)), st.integers(0, 45), st.sets(st.integers(0, 60)), st.booleans()
-)
-def test_failures_lose_nobody(name: str, count: int, failing: set[int], malformed: bool) -> None:
-    judge = Failing(_grades(count, distinct=True), failing)
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(SPECS), st.integers(0, 45), st.sets(st.integers(0, 60)), st.booleans())
+def test_failures_lose_nobody(spec: str, count: int, failing: set[int], malformed: bool) -> None:
+    judge = Failing(grades(count), failing)
     status = Status.MALFORMED if malformed else Status.FAILED
 
     def answer(item: Ask[Any]) -> Answer[Any]:
         given = judge(item)
         return Answer(status=status, problem="no") if given is FAILED else given
 
-    ordering = drive(parse(name).plan(QUERY, _candidates(count)), answer)
+    ordering, _ = run(parse(spec), count, answer)
     assert sorted(ordering.order) == list(range(count))
     assert len(ordering.scores) == count
 
 
-def test_when_everything_fails_the_first_stage_order_stays() -> None:
-    for name in METHODS:
-        ordering = drive(parse(name).plan(QUERY, _candidates(50)), lambda _: FAILED)
-        assert ordering.order == tuple(range(50))
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_judge_of_no_sense_is_survived(spec: str, seed: int) -> None:
+    random = Random(seed)
+
+    class Senseless(Perfect):
+        def value(self, item: Ask[Any]) -> object:
+            self.grades = {name: random.randrange(9) for name in self.grades}
+            return super().value(item)
+
+    ranker = method(spec)
+    judge = Senseless([0] * 40)
+    ordering, rounds = run(ranker, 40, judge)
+    assert sorted(ordering.order) == list(range(40))
+    assert len(judge.asks) <= formula(ranker.family.calls, ranker, 40)
+    assert rounds <= formula(ranker.family.rounds, ranker, 40)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_when_everything_fails_the_first_stage_order_stays(spec: str) -> None:
+    ordering, _ = run(parse(spec), 50, lambda _: FAILED)
+    assert ordering.order == tuple(range(50))
 
 
 def test_a_malformed_reply_is_asked_for_once_more() -> None:
@@ -196,15 +244,43 @@ def test_a_malformed_reply_is_asked_for_once_more() -> None:
         seen.append(item.problem)
         return Answer(status=Status.MALFORMED, problem="no ranking")
 
-    drive(parse("sliding").plan(QUERY, _candidates(3)), judge)
+    run(parse("sliding"), 3, judge)
     assert seen == ["", "no ranking"]
+    seen.clear()
+    run(parse("sliding(by=labels)"), 3, judge)
+    assert seen == [""]
+
+
+def test_a_cascade_reranks_what_came_first() -> None:
+    ranker = parse("yesno@20 >> sliding(window=4, stride=2)@6 >> prp(sliding=2)@3")
+    assert isinstance(ranker, Cascade)
+    assert (ranker.depth, len(ranker.stages)) == (20, 3)
+    assert parse(str(ranker)) == ranker
+    judge = Perfect(found := grades(30))
+    ordering, rounds = run(ranker, 30, judge)
+    assert list(ordering.order[:20]) == best_first(found[:20])
+    assert ordering.order[20:] == tuple(range(20, 30))
+    # One round of grades, two windows, and three pairs of which the last waits for the first two.
+    assert rounds == 1 + 2 + 3
+    stages = [item.stage for item in judge.asks]
+    assert {stage: stages.count(stage) for stage in stages} == {
+        str(ranker.stages[0]): 20,
+        str(ranker.stages[1]): 2,
+        str(ranker.stages[2]): 6,
+    }
+    assert ranker.needs[1:] == (Need(Order), Need(Pick))
+    assert all(ordering.scores[i] is not None for i in range(20))
+
+
+def test_a_stage_that_looks_deeper_takes_what_follows() -> None:
+    ordering, _ = run(parse("sliding@2 >> yesno@4"), 4, Perfect(range(4)))
+    assert ordering.order == (3, 2, 1, 0)
 
 
 def test_the_prior_fuses_standardised_scores() -> None:
     # z of the model scores (0, 1, 2) and of the first-stage scores (3, 2, 1) are opposite.
     for prior, order in ((0.0, (2, 1, 0)), (0.5, (2, 1, 0)), (1.0, (0, 1, 2)), (2.0, (0, 1, 2))):
-        method = Method("likelihood", {"prior": prior})
-        ordering = drive(method.plan(QUERY, _candidates(3)), Perfect(range(3)))
+        ordering, _ = run(Method("likelihood", {"prior": prior}), 3, Perfect(range(3)))
         assert ordering.order == order
     same = [Candidate(Document(f"d{i}", "t"), 1.0) for i in range(3)]
     fused = drive(Method("likelihood", {"prior": 1.0}).plan(QUERY, same), Perfect(range(3)))
@@ -236,7 +312,7 @@ def test_names_are_read_back(made: tuple[str, dict[str, object]], depth: int) ->
 
 
 def test_defaults_are_part_of_the_name() -> None:
-    assert str(Method("sliding")) == "sliding(window=20, stride=10)@100"
+    assert str(Method("sliding")) == "sliding(window=20, stride=10, passes=1, by=text)@100"
     assert Method("sliding") == parse("sliding") == parse("sliding()@100")
     assert Method("sliding", {"window": 20}) == Method("sliding")
 
@@ -267,7 +343,14 @@ def test_defaults_are_part_of_the_name() -> None:
         "likelihood(prior=-1)",
         "yesno@" + "9" * 5000,
         "sliding(window=" + "9" * 5000 + ")",
-        "yesno@10 >> sliding",
+        "yesno@10 >> ",
+        ">> yesno",
+        "yesno >> nothing",
+        "yesno(sliding)",
+        "yesno(likelihood())",
+        "sliding(by=letters)",
+        "sliding(window=30, by=labels)",
+        "sliding(passes=0)",
     ],
 )
 def test_bad_specs_are_refused_when_read(text: str) -> None:
@@ -305,6 +388,6 @@ def test_by_score_minds_only_the_order_of_the_scores(scores: list[float], shift:
 
 
 def test_a_plan_checks_its_parameters_when_used_directly() -> None:
-    plan: Plan[Ordering] = METHODS["sliding"].plan(QUERY, _candidates(3), window=2, stride=3)
+    plan: Plan[Ordering] = METHODS["sliding"].plan(QUERY, candidates(3), window=2, stride=3)
     with pytest.raises(SpecError, match="stride"):
         drive(plan, lambda _: FAILED)

@@ -1,0 +1,286 @@
+"""Encoder-decoder models: tiny ones, made here, against what transformers computes directly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmrank import Reranker
+from llmrank.backends import Model, connect
+from llmrank.engine import run_sync
+from llmrank.errors import BackendError, CapabilityError, SpecError
+from llmrank.plan import Ask, Grade, Likelihood
+from llmrank.prompts import PromptSet
+from llmrank.request import Message, Params, Reply, Request
+from llmrank.types import Document, Query, Status
+
+pytestmark = pytest.mark.local
+
+SPECIAL = ["<pad>", "</s>", "<unk>", "<s>"]
+WORDS = "true false Query Document Relevant : bread yeast dough moon ocean why does rise the"
+VOCABULARY = {word: i for i, word in enumerate([*SPECIAL, *WORDS.split()])}
+POSITIONS = 32
+QUERY = Query("q", "why does bread rise")
+DOCUMENTS = tuple(
+    Document(str(i), text)
+    for i, text in enumerate(("moon ocean", "the yeast " * 6, "dough", "the moon the bread"))
+)
+PROMPTS = PromptSet({"grade": "monot5"})
+
+
+def _tokenizer(ends: Mapping[str, str]) -> Any:  # noqa: ANN401 - transformers has no types
+    """One token a word, unknown ones alike, and an end behind every text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", VOCABULARY["</s>"])]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", **ends)
+
+
+def _save(folder: Path, kind: str) -> Path:
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    model: Any
+    if kind == "t5":
+        model = transformers.T5ForConditionalGeneration(
+            transformers.T5Config(
+                vocab_size=len(VOCABULARY),
+                d_model=32,
+                d_kv=16,
+                d_ff=64,
+                num_layers=1,
+                num_heads=2,
+                decoder_start_token_id=0,
+                initializer_factor=2.0,
+            )
+        )
+    else:
+        model = transformers.BartForConditionalGeneration(
+            transformers.BartConfig(
+                vocab_size=len(VOCABULARY),
+                d_model=32,
+                encoder_layers=1,
+                decoder_layers=1,
+                encoder_attention_heads=2,
+                decoder_attention_heads=2,
+                encoder_ffn_dim=64,
+                decoder_ffn_dim=64,
+                max_position_embeddings=POSITIONS,
+                init_std=0.3,
+                pad_token_id=0,
+                bos_token_id=3,
+                eos_token_id=1,
+                decoder_start_token_id=1,
+                forced_eos_token_id=None,
+            )
+        )
+        # What BART's own checkpoints have: a first token that nobody chooses, and beams.
+        model.generation_config.forced_bos_token_id = 3
+        model.generation_config.num_beams = 4
+    model.save_pretrained(folder)
+    _tokenizer({"pad_token": "<pad>", "eos_token": "</s>"}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    return {kind: _save(tmp_path_factory.mktemp(kind), kind) for kind in ("t5", "bart")}
+
+
+@pytest.fixture(scope="module", params=["t5", "bart"])
+def folder(request: pytest.FixtureRequest, folders: Mapping[str, Path]) -> Path:
+    return folders[request.param]
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Model:
+    return connect(f"seq2seq:{folder}")
+
+
+def _logits(folder: Path, prompt: str, target: Sequence[int]) -> Any:  # noqa: ANN401 - no types
+    """What the decoder says before each token of a target, by the model's own way to train."""
+    import torch
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    direct = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    forced = direct.generation_config.forced_bos_token_id
+    first = [] if forced is None else [forced]
+    with torch.no_grad():
+        encoded = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        out = direct(**encoded, labels=torch.tensor([[*first, *target]]))
+    return out.logits[0, len(first) :].log_softmax(-1)
+
+
+def _replies(model: Model, asks: Sequence[Ask[Any]]) -> list[Reply]:
+    return run_sync(model.answer([PROMPTS.render(ask) for ask in asks]))
+
+
+def _write(prompt: str, **params: Any) -> Request:  # noqa: ANN401 - as `Params` takes them
+    item = Grade(QUERY, DOCUMENTS[0])
+    return Request(ask=item, want="text", prompt=prompt, params=Params(**params))
+
+
+def test_labels_are_what_the_decoder_says_first(folder: Path, model: Model) -> None:
+    for document, reply in zip(
+        DOCUMENTS, _replies(model, [Grade(QUERY, d) for d in DOCUMENTS]), strict=True
+    ):
+        prompt = f"Query: {QUERY.text} Document: {document.text.strip()} Relevant:"
+        (first,) = _logits(folder, prompt, [VOCABULARY["true"]]).tolist()
+        # " true" is the same token and is not counted twice; "True" is unknown.
+        expected = {word: first[VOCABULARY[word]] for word in ("true", "false")}
+        assert reply.label_logprobs == pytest.approx(expected, abs=1e-5)
+        assert reply.usage.prompt_tokens == model.count(prompt) + 1
+
+
+def test_a_likelihood_is_the_sum_over_the_target(folder: Path, model: Model) -> None:
+    request = PROMPTS.render(Likelihood(QUERY, DOCUMENTS[1]))
+    (reply,) = run_sync(model.answer([request]))
+    target = [VOCABULARY[word] for word in QUERY.text.split()]
+    steps = _logits(folder, request.prompt, target)
+    expected = math.fsum(float(steps[i, token]) for i, token in enumerate(target))
+    assert reply.logprob == pytest.approx(expected, abs=1e-5)
+    assert reply.tokens == len(target)
+
+
+def test_answers_are_the_same_alone_and_in_a_batch_and_stand_in_their_places(model: Model) -> None:
+    queries = [QUERY, Query("r", "the moon"), Query("s", "dough")]
+    asks: list[Ask[Any]] = [
+        kind(query, d) for query in queries for d in DOCUMENTS for kind in (Grade, Likelihood)
+    ]
+    for ask, reply in zip(asks, _replies(model, asks), strict=True):
+        (alone,) = _replies(model, [ask])
+        assert reply.label_logprobs == pytest.approx(alone.label_logprobs, abs=1e-5)
+        assert reply.logprob == pytest.approx(alone.logprob, abs=1e-5)
+        assert (reply.logprob is None) == isinstance(ask, Grade)
+
+
+def test_text_is_the_greedy_one(folder: Path, model: Model) -> None:
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    direct = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    prompts = ["why does bread rise", "the moon the ocean : dough yeast"]
+    replies = run_sync(model.answer([_write(prompt, max_tokens=6) for prompt in prompts]))
+    for prompt, reply in zip(prompts, replies, strict=True):
+        encoded = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        (out,) = direct.generate(**encoded, max_new_tokens=6, num_beams=1, do_sample=False)
+        assert reply.text == tokenizer.decode(out, skip_special_tokens=True)
+        assert 1 <= reply.usage.completion_tokens <= 6
+        assert reply.finish == ("stop" if 1 in out[1:].tolist() else "length")
+    assert any(reply.text for reply in replies)
+
+
+def test_a_sample_depends_on_its_seed_alone(model: Model) -> None:
+    requests = [
+        replace(_write(prompt, max_tokens=8, temperature=1.0, seed=seed), sample=seed)
+        for seed, prompt in enumerate(["why does bread rise", "moon", "the yeast the dough"])
+    ]
+    together = [reply.text for reply in run_sync(model.answer(requests))]
+    alone = [run_sync(model.answer([request]))[0].text for request in requests[::-1]]
+    assert together == alone[::-1]
+    assert len(set(together)) == 3
+
+
+def test_what_exceeds_the_positions_fails_alone(folders: Mapping[str, Path]) -> None:
+    """T5 has no positions to exceed."""
+    long = [Grade(QUERY, Document("long", "yeast " * 2 * POSITIONS)), Grade(QUERY, DOCUMENTS[0])]
+    failed, fine = _replies(connect(f"seq2seq:{folders['bart']}"), long)
+    assert "do not fit" in failed.error
+    assert set(fine.label_logprobs) == {"true", "false"}
+    wordy = _write("moon", max_tokens=POSITIONS)
+    assert "do not fit" in run_sync(connect(f"seq2seq:{folders['bart']}").answer([wordy]))[0].error
+    assert not any(r.error for r in _replies(connect(f"seq2seq:{folders['t5']}"), long))
+
+
+def test_a_chat_becomes_one_text_unless_it_has_replies(folder: Path, model: Model) -> None:
+    system, user = Message("system", "the moon"), Message("user", "why does bread rise")
+    plain = _write("the moon\n\nwhy does bread rise", max_tokens=6)
+    chat = replace(plain, prompt="", messages=(system, user))
+    one, two = run_sync(model.answer([plain, chat]))
+    assert (one.text, one.usage) == (two.text, two.usage)
+    with pytest.raises(CapabilityError, match="plain-text prompt"):
+        run_sync(model.answer([replace(chat, messages=(user, Message("assistant", "Yes"), user))]))
+
+
+def test_a_chat_template_is_used_where_there_is_one(folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} : {% endfor %}dough"
+    tokenizer.save_pretrained(tmp_path)
+    AutoModelForSeq2SeqLM.from_pretrained(folder).save_pretrained(tmp_path)
+    chat = replace(_write("", max_tokens=2), messages=(Message("user", "moon"),))
+    (reply,) = run_sync(connect(f"seq2seq:{tmp_path}").answer([chat]))
+    assert reply.usage.prompt_tokens == 3
+
+
+def test_what_cannot_be_used_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="name the encoder-decoder model"):
+        connect("seq2seq:")
+    with pytest.raises(BackendError, match="cannot load the seq2seq model"):
+        connect(f"seq2seq:{tmp_path}").count("bread")
+    with pytest.raises(BackendError, match="no model at"):
+        connect(f"seq2seq:{tmp_path / 'nowhere'}")
+
+
+def test_a_model_is_known_by_its_weights(folders: Mapping[str, Path]) -> None:
+    names = [connect(f"seq2seq:{folder},dtype=bfloat16").identity for folder in folders.values()]
+    for name, folder in zip(names, folders.values(), strict=True):
+        assert name.startswith(f"seq2seq:{folder}#")
+        assert name.endswith(",dtype=bfloat16")
+    assert len({name.partition("#")[2] for name in names}) == 2
+
+
+def _train(folder: Path, texts: Mapping[str, str], steps: int) -> None:
+    """Teach the model to answer each text with a word."""
+    import torch
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    encoded = tokenizer(list(texts), padding=True, return_tensors="pt", return_token_type_ids=False)
+    labels = torch.tensor([[VOCABULARY[word]] for word in texts.values()])
+    for _ in range(steps):
+        loss = model(**encoded, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+
+
+def test_a_trained_monot5_ranks(tmp_path: Path) -> None:
+    """By p(true) of the prompt it was trained on."""
+    folder = _save(tmp_path / "trained", "t5")
+    queries = {"bread": {"yeast", "dough"}, "moon": {"ocean"}}
+    passages = ["the ocean", "yeast", "the dough", "dough the yeast", "ocean"]
+    relevant = {
+        (query, passage): bool(words & set(passage.split()))
+        for query, words in queries.items()
+        for passage in passages
+    }
+    texts = {
+        f"Query: {query} Document: {passage} Relevant:": str(good).lower()
+        for (query, passage), good in relevant.items()
+    }
+    _train(folder, texts, steps=60)
+    with Reranker(f"seq2seq:{folder}", method="yesno", prompts={"grade": "monot5"}) as ranker:
+        for ranking in ranker.rank_many([(query, passages) for query in queries]):
+            found = [relevant[ranking.query.text, hit.document.text] for hit in ranking]
+            assert found == sorted(found, reverse=True)
+            assert (ranking[0].model_score or 0) > 0.5 > (ranking[-1].model_score or 1)
+            assert ranking.tally.outcomes == {Status.OK: len(passages)}

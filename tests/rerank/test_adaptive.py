@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import math
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmrank.errors import SpecError
+from llmrank.plan import Answer, Ask, Drive, Order, Permutation, drive
+from llmrank.rerank import parse
+from llmrank.rerank.adaptive import cross_sections
+from llmrank.rerank.posterior import Evidence, Posterior
+from llmrank.types import Status
+from tests.rerank.judges import FAILED, QUERY, Failing, Perfect, best_first, candidates, grades
+
+
+@pytest.mark.parametrize("by", ["text", "labels"])
+@pytest.mark.parametrize(
+    ("k", "cover", "then"), [(20, 1, "2+2"), (10, 3, "0"), (5, 2, "1"), (2, 1, "3")]
+)
+def test_every_count_is_judged_within_the_schedule(k: int, cover: int, then: str, by: str) -> None:
+    method = parse(f"adaptive(k={k}, cover={cover}, then={then}, by={by})@200")
+    further = [int(part) for part in then.split("+") if int(part)]
+    for count in range(0, 131, 1 if k == 20 and by == "text" else 13):
+        judge = Perfect(grades(count))
+        running = Drive(method.plan(QUERY, candidates(count)))
+        tickets = running.start()
+        while tickets:
+            answers = [(ticket, judge(ticket.ask)) for ticket in tickets]
+            tickets = [new for ticket, answer in answers for new in running.answer(ticket, answer)]
+        assert sorted(running.result.order) == list(range(count))
+        if count < 2:
+            assert not judge.asks
+        elif count <= k:
+            assert (len(judge.asks), running.rounds) == (1, 1)
+        else:
+            assert len(judge.asks) <= cover * math.ceil(count / k) + sum(further)
+            assert running.rounds == 1 + len(further)
+
+
+def test_a_perfect_judge_puts_the_best_on_top_of_a_hundred() -> None:
+    found = []
+    for seed in range(10):
+        order = list(range(100))
+        Random(seed).shuffle(order)
+        ranked = drive(parse("adaptive").plan(QUERY, candidates(100)), Perfect(order))
+        found.append(len(set(ranked.order[:10]) & set(best_first(order)[:10])))
+    assert np.mean(found) > 9
+
+
+@given(st.integers(1, 400), st.integers(2, 30), st.integers(1, 4))
+def test_cross_sections_cover_evenly(count: int, k: int, cover: int) -> None:
+    blocks = cross_sections(count, k, cover)
+    assert all(len(block) == len(set(block)) <= k and block == sorted(block) for block in blocks)
+    if count <= k:
+        assert blocks == [list(range(count))]
+        return
+    assert sorted(item for block in blocks for item in block) == sorted(list(range(count)) * cover)
+    assert len(blocks) == cover * math.ceil(count / k)
+    assert max(map(len, blocks)) - min(map(len, blocks)) <= 1
+
+
+def test_failures_are_no_evidence() -> None:
+    ordering = drive(parse("adaptive").plan(QUERY, candidates(60)), lambda _: FAILED)
+    assert ordering.order == tuple(range(60))
+    one = drive(parse("adaptive(then=0)").plan(QUERY, candidates(40)), Failing(range(40), {0}))
+    assert sorted(one.order) == list(range(40))
+
+
+def test_what_was_not_named_is_not_compared() -> None:
+    def judge(item: Ask[Any]) -> Answer[Any]:
+        assert isinstance(item, Order)
+        last = len(item.docs) - 1
+        return Answer(status=Status.PARTIAL, value=Permutation((last, *range(last)), 1))
+
+    ordering = drive(parse("adaptive").plan(QUERY, candidates(10)), judge)
+    assert ordering.order == (9, *range(9))
+
+
+def test_it_stops_when_the_best_are_sure() -> None:
+    always = Perfect(range(100))
+    drive(parse("adaptive(then=2+2+2+2+2+2)").plan(QUERY, candidates(100)), always)
+    early = Perfect(range(100))
+    drive(parse("adaptive(then=2+2+2+2+2+2, m=1, sure=0.5)").plan(QUERY, candidates(100)), early)
+    assert len(early.asks) < len(always.asks) == 17
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "k=1",
+        "cover=0",
+        "then=",
+        "then=2+0",
+        "then=-1",
+        "then=a",
+        "m=0",
+        "sure=0.0",
+        "sure=1.5",
+        "k=27, by=labels",
+        "by=other",
+    ],
+)
+def test_bad_parameters(text: str) -> None:
+    with pytest.raises(SpecError):
+        parse(f"adaptive({text})")
+
+
+ORDERS = st.lists(st.permutations(range(6)).map(tuple), max_size=5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(ORDERS, st.integers(0, 6))
+def test_the_posterior_is_at_its_maximum(orders: list[tuple[int, ...]], named: int) -> None:
+    posterior = Posterior(np.linspace(1, 0, 6), 1.0, 1.25)
+    evidence = [Evidence(order, named) for order in orders]
+    posterior.observe(evidence)
+
+    def objective(mean: Any) -> float:  # noqa: ANN401 - an array
+        total = -float(((mean - np.linspace(1, 0, 6)) ** 2).sum()) / 2
+        for order in orders:
+            for place in range(min(named, 5)):
+                rest = mean[list(order[place:])] / 1.25
+                total += float(rest[0] - np.log(np.exp(rest).sum()))
+        return total
+
+    best = objective(posterior.mean)
+    random = np.random.default_rng(0)
+    assert all(
+        objective(posterior.mean + 0.01 * random.standard_normal(6)) <= best + 1e-9
+        for _ in range(20)
+    )
+    again = Posterior(np.linspace(1, 0, 6), 1.0, 1.25)
+    again.observe(evidence[::-1])
+    assert np.allclose(again.mean, posterior.mean, atol=1e-4)
+    assert (posterior.spread <= 1.0 + 1e-9).all()
+
+
+def test_what_is_foreseen_is_what_comes() -> None:
+    posterior = Posterior(np.linspace(2, 0, 8), 1.15, 1.25)
+    ahead = posterior.foreseen([0, 3, 5, 6])
+    exact = Posterior(np.linspace(2, 0, 8), 1.15, 1.25)
+    exact.observe([Evidence((0, 3, 5, 6), 4)])
+    # The mean stays, so only the first step of the real update is foreseen.
+    assert (ahead.spread[[0, 3, 5, 6]] < posterior.spread[[0, 3, 5, 6]]).all()
+    assert np.allclose(ahead.spread[[1, 2, 4, 7]], posterior.spread[[1, 2, 4, 7]])
+    assert np.abs(ahead.spread - exact.spread).max() < 0.1
+
+
+def test_the_probability_of_the_top_is_calibrated() -> None:
+    random = np.random.default_rng(1)
+    said, came = [], []
+    for seed in range(150):
+        prior = -0.4 * np.log(np.arange(1, 41))
+        truth = prior + 1.15 * random.standard_normal(40)
+        posterior = Posterior(prior, 1.15)
+        orders = []
+        for block in cross_sections(40, 20, 2):
+            drawn = truth[block] + random.gumbel(size=len(block))
+            orders.append(Evidence(tuple(block[i] for i in np.argsort(-drawn)), len(block)))
+        posterior.observe(orders)
+        top = set(np.argsort(-truth)[:10].tolist())
+        said.append(posterior.top(10, seed=seed))
+        came.append([i in top for i in range(40)])
+    chance, hit = np.concatenate(said), np.concatenate(came)
+    for low in (0.0, 0.2, 0.4, 0.6, 0.8):
+        inside = (chance >= low) & (chance <= low + 0.2)
+        assert abs(chance[inside].mean() - hit[inside].mean()) < 0.06
+    assert np.allclose([p.sum() for p in said], 10)
