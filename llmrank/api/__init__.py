@@ -20,7 +20,15 @@ from llmrank.api.reranker import Passage, Reranker, default_method
 from llmrank.api.retriever import Retriever
 from llmrank.api.runs import Inputs, RunInput, demand, rerank_run
 from llmrank.api.session import Session, Settings, check
-from llmrank.api.simulation import Case, Noise, Prediction, judged_cases, simulate, synthetic_cases
+from llmrank.api.simulation import (
+    Case,
+    Noise,
+    Prediction,
+    judged_cases,
+    ndcg,
+    simulate,
+    synthetic_cases,
+)
 from llmrank.backends.wrappers import Caps
 from llmrank.types import Query, Ranking
 
@@ -51,6 +59,7 @@ __all__ = [
     "generate",
     "generate_folder",
     "judged_cases",
+    "ndcg",
     "rerank",
     "rerank_run",
     "simulate",

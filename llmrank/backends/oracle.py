@@ -117,7 +117,7 @@ class Oracle:
 
 
 def grade_of(judged: Mapping[str, int], doc_id: str) -> int:
-    """The grade of a document, or of that which the passage `document#number` belongs to; else 0."""
+    """The grade of a document, or of the one that a passage `document#1` belongs to; else 0."""
     return judged.get(doc_id, judged.get(doc_id.rpartition("#")[0], 0))
 
 

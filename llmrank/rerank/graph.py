@@ -34,7 +34,8 @@ def blitz(
     when it is better than, worse than or tied with every other one. Each call shows up to `k`
     documents that are not resolved, no two of them tied, those with the fewest better ones first,
     until the `m` documents with the fewest better ones are all resolved. The score is the number
-    of documents known to be worse less that of those known to be better.
+    of documents known to be worse less that of those known to be better; the tied stand in the
+    order of their wins against one another in the answers themselves.
 
     The two shown first have equally many better ones, so they are not compared yet and every
     complete answer tells something new. There is one call at a time, and never more than
@@ -50,19 +51,25 @@ def blitz(
     check_by("blitz", by, k)
     count = len(candidates)
     reach = np.eye(count, dtype=np.bool_)
+    wins = np.zeros((count, count), dtype=np.int64)
     barren = [0] * count
     for _ in range(1 if count <= k else min(m, count) * ceil((count - 1) / (k - 1))):
         block = _open(reach, barren, k, m)
         if not block:
             break
         (judged,) = yield from ordered(query, candidates, [block], by)
+        if judged is not None:
+            _count(wins, judged)
         if judged is None or not _learn(reach, judged):
             for i in block:
                 barren[i] += 1
     worse, better = reach.sum(axis=1), reach.sum(axis=0)
+    # Direct wins decide among the tied: a part of one, as the differences of the others are whole.
+    won = np.where(reach & reach.T, wins - wins.T, 0).sum(axis=1) / (2 * wins.sum() + 1)
+    known = worse + better > 2
     scores = [
-        float(down) - float(up) if down + up > 2 else None
-        for down, up in zip(worse.tolist(), better.tolist(), strict=True)
+        float(score) if seen else None
+        for score, seen in zip((worse - better + won).tolist(), known.tolist(), strict=True)
     ]
     return Ordering(by_score(scores), tuple(scores))
 
@@ -82,6 +89,12 @@ def _open(reach: NDArray[np.bool_], barren: Sequence[int], k: int, m: int) -> li
         if not resolved[i] and barren[i] < PATIENCE and not tied[i, block].any():
             block.append(i)
     return [] if compared[np.ix_(block, block)].all() else block
+
+
+def _count(wins: NDArray[np.int64], judged: Judged) -> None:
+    """Add every pair that the answer itself put in order."""
+    for place, item in enumerate(judged.order[: judged.named]):
+        wins[item, list(judged.order[place + 1 :])] += 1
 
 
 def _learn(reach: NDArray[np.bool_], judged: Judged) -> bool:
