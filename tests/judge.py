@@ -15,6 +15,7 @@ from aiohttp import web
 from tests import servers
 from tests.servers import Body, Server
 
+_SEVERAL = re.compile(r"Which (\d+) passages")
 WRITTEN = "yeast makes gas in the dough"
 
 
@@ -23,11 +24,19 @@ def _number(text: str) -> int:
 
 
 def answer(body: Body) -> dict[str, Any]:
-    """A ranking, a yes or no with probabilities, or a text: whatever the chat asks for."""
+    """A ranking, letters, a grade or yes or no with probabilities, a text: what the chat asks."""
     text = "\n".join(turn["content"] for turn in body["messages"])
+    letters = re.findall(r"^Passage ([A-Z]):", text, re.MULTILINE)
     if body.get("logprobs"):
-        yes = (_number(text) + 1) / 2**33
-        return servers.chat("Yes", top={"Yes": math.log(yes), "No": math.log1p(-yes)})
+        scale = re.search(r"from the best to the worst: (.*?)\.", text)
+        labels = letters or (scale[1].split(", ") if scale else ["Yes", "No"])
+        mass = [_number(label + text) + 1 for label in labels]
+        top = {label: math.log(part / sum(mass)) for label, part in zip(labels, mass, strict=True)}
+        return servers.chat(labels[0], top=top)
+    if letters:
+        return servers.chat(
+            ", ".join(letters[: int(n[1])] if (n := _SEVERAL.search(text)) else letters[:1])
+        )
     if shown := re.findall(r"^\[(\d+)\]", text, re.MULTILINE):
         shown.sort(key=lambda place: _number(place + text))
         return servers.chat(" > ".join(f"[{place}]" for place in shown))

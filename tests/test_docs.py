@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from tests.servers import Body, Server, chat, serve
+from tests.judge import answer
+from tests.servers import Body, Server, serve
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -25,14 +26,7 @@ def _snippets(page: Path) -> list[tuple[str, str]]:
 
 
 async def _answer(_request: web.Request, body: Body) -> web.StreamResponse:
-    """Order passages backwards, say Yes, or write a passage: whatever the prompt asks for."""
-    asked = body["messages"][-1]["content"]
-    shown = re.findall(r"^\[(\d+)\]", asked, re.MULTILINE)
-    if shown:
-        text = " > ".join(f"[{number}]" for number in reversed(shown))
-    else:
-        text = "Yes" if body.get("logprobs") else "A passage about bread that rises."
-    return web.json_response(chat(text, top={"Yes": -0.2, "No": -1.8}))
+    return web.json_response(answer(body))
 
 
 async def _complete(_request: web.Request, body: Body) -> web.StreamResponse:
