@@ -157,6 +157,8 @@ def _encode(reply: Reply) -> bytes:
     fields = {name: getattr(reply, name) for name in _STORED}
     fields["label_logprobs"] = dict(reply.label_logprobs)
     fields["usage"] = {name: n for name, n in asdict(reply.usage).items() if n}
+    if reply.attention is not None:
+        fields["attention"] = list(reply.attention)
     if reply.vectors is not None:
         array = np.ascontiguousarray(reply.vectors, dtype="<f4")
         fields["vectors"] = [list(array.shape), base64.b64encode(array.tobytes()).decode()]
@@ -167,6 +169,8 @@ def _decode(blob: bytes) -> Reply:
     try:
         fields = json.loads(zlib.decompress(blob))
         usage = Usage(**fields.pop("usage"))
+        if "attention" in fields:
+            fields["attention"] = tuple(fields["attention"])
         if "vectors" in fields:
             shape, data = fields["vectors"]
             fields["vectors"] = np.frombuffer(base64.b64decode(data), dtype="<f4").reshape(shape)

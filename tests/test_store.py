@@ -39,6 +39,7 @@ REPLIES = st.builds(
     label_logprobs=st.dictionaries(TEXT, NUMBERS, max_size=4),
     logprob=st.none() | NUMBERS,
     tokens=COUNTS,
+    attention=st.none() | st.lists(st.floats(-1e9, 1e9), max_size=4).map(tuple),
     vectors=st.none()
     | arrays(np.float32, array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=4)),
     usage=st.builds(Usage, COUNTS, COUNTS, COUNTS, COUNTS),

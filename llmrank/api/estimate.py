@@ -18,7 +18,10 @@ from llmrank.types import Ordering, Tally, Usage
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a run will send if no call fails and every reply is usable; others are asked once more.
+    """What a run sends if the model confirms the first-stage order and every reply is usable.
+
+    Methods that sort (`prp`, `setwise`, `tdpart`, `blitz`, `acurank` ...) send more where answers
+    move documents: those whose formula of calls is a bound. Unusable replies are asked for again.
 
     `calls` are those not yet in the journal, `known` those that are. Tokens of the prompts are
     counted as `counting` says, those of the replies are the limit sent with each request; `cost`

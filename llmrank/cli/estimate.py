@@ -51,7 +51,7 @@ def estimate(
             ["method", str(chosen)],
             ["model", identity],
             ["queries", f"{found.queries:,}"],
-            ["calls, if every reply is usable", f"{found.calls:,}"],
+            ["calls, if the order is confirmed", f"{found.calls:,}"],
             ["answers known", f"{found.known:,}"],
             ["rounds, longest query", f"{found.rounds:,}"],
             ["prompt tokens", f"{found.usage.prompt_tokens:,}"],

@@ -20,9 +20,9 @@ INNER = "sliding"
 def methods(n: Count = 100, as_json: o.Json = False) -> None:
     """List the reranking and expansion methods: what they ask, calls and rounds, source.
 
-    Calls and rounds are the means of ten synthetic queries with n candidates and a judge that is
-    always right. --json has their formulas too, and `exact`: how many of the top places are right
-    if every answer is.
+    Calls and rounds are means of ten synthetic queries with n candidates, whose first-stage order a
+    judge confirms; a worse order takes some methods more. --json has the formulas too, and `exact`:
+    how many of the top places are right if every answer is.
     """
     from llmrank import expand, rerank
 
@@ -49,7 +49,9 @@ def _told(method: Method, n: int) -> dict[str, object]:
     from llmrank import api
 
     deep = type(method)(method.name, method.parameters, n, method.inner)
-    _, found = api.simulate([deep], api.synthetic_cases(10, n), api.Noise(), seeds=1)
+    _, found = api.simulate(
+        [deep], api.synthetic_cases(10, n, first_stage=1.0), api.Noise(), seeds=1
+    )
     family = method.family
     return {
         "method": str(method),

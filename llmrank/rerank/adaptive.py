@@ -43,7 +43,8 @@ def adaptive(
     It stops early when each of the m best is among the best m with a probability of at least `sure`
     (1 never stops). The prior of a strength falls with the logarithm of the first-stage rank; the
     scores are posterior means, so one answer that contradicts the first stage does not overrule it
-    entirely. A block without a usable answer is no evidence. One call for n <= k; else
+    entirely. A block without a usable answer is no evidence; a document in no other has no score.
+    One call for n <= k; else
     cover * ceil(n / k) calls in the first round, and those of `then`. Source: llmrank.
     """
     schedule = _schedule(then)
@@ -58,13 +59,17 @@ def adaptive(
     prior = -PRIOR_SLOPE * np.log(np.arange(1, count + 1))
     posterior = Posterior(prior, PRIOR_DEVIATION, SCALE)
     blocks = cross_sections(count, k, cover)
+    seen: set[int] = set()
     for calls in (*(schedule if count > k else ()), 0):
         judged = yield from ordered(query, candidates, blocks, by)
-        posterior.observe([Evidence(j.order, j.named) for j in judged if j is not None])
+        usable = [j for j in judged if j is not None]
+        seen.update(item for j in usable for item in j.order)
+        posterior.observe([Evidence(j.order, j.named) for j in usable])
         if not calls or _resolved(posterior, m, sure):
             break
         blocks = _next(posterior, calls, k)
-    return Ordering(_ranked(posterior), tuple(map(float, posterior.mean)))
+    scores = (float(m) if i in seen else None for i, m in enumerate(posterior.mean))
+    return Ordering(_ranked(posterior), tuple(scores))
 
 
 def cross_sections(count: int, k: int, cover: int) -> list[list[int]]:

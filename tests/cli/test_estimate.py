@@ -63,7 +63,7 @@ def test_the_table(llmrank: Command, served: Data) -> None:
     done = llmrank("estimate", *served, "--method", "yesno@5")
     assert done.code == 0
     assert "give --prices" in done.out
-    assert "calls, if every reply is usable" in done.out
+    assert "calls, if the order is confirmed" in done.out
 
 
 def test_it_fails_as_the_run_would(llmrank: Command, served: Data) -> None:

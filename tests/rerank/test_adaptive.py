@@ -67,6 +67,7 @@ def test_cross_sections_cover_evenly(count: int, k: int, cover: int) -> None:
 def test_failures_are_no_evidence() -> None:
     ordering = drive(parse("adaptive").plan(QUERY, candidates(60)), lambda _: FAILED)
     assert ordering.order == tuple(range(60))
+    assert ordering.scores == (None,) * 60
     one = drive(parse("adaptive(then=0)").plan(QUERY, candidates(40)), Failing(range(40), {0}))
     assert sorted(one.order) == list(range(40))
 
