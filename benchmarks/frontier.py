@@ -40,6 +40,10 @@ EXTRAS = (
 """Beside the defaults of every method; those that this version cannot read are left out."""
 
 
+OTHER = "## Other numbers of candidates"
+"""From this heading on the page is kept as it is: `llmrank simulate` makes that part."""
+
+
 class Point(NamedTuple):
     """A method with both judges."""
 
@@ -274,7 +278,9 @@ def main() -> None:
     noises = [calibrated(cases, wanted, given.fixed) for wanted in JUDGES.values()]
     points = list(measured(rankers(given.method), cases, noises, given.seeds))
     text = page(points, noises, len(cases), given.seeds)
-    (given.out / "frontier.md").write_text(text, encoding="utf-8")
+    target = given.out / "frontier.md"
+    _, heading, other = target.read_text("utf-8").partition(OTHER) if target.exists() else ("",) * 3
+    target.write_text(text + ("\n" + heading + other if heading else ""), encoding="utf-8")
     (given.out / "frontier.svg").write_text(picture(points), encoding="utf-8")
 
 

@@ -1,5 +1,8 @@
 """Every reranking method by one real model: nDCG@10, calls, tokens, rounds, seconds, outcomes.
 
+Seconds are wall time with a server, and CPU time of this process, which other work on the machine
+hardly changes, with a model in process.
+
     python benchmarks/methods.py --data FOLDER --run FOLDER/runs/BM25.trec
 
 FOLDER is a collection in BEIR's layout with `qrels.tsv`. Depth and blocks are small, so that every
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
@@ -77,7 +81,8 @@ def main() -> None:
         write(f"| first stage | {ndcg(first, qrels):.3f} | | | | | |")
         for name in given.method or METHODS:
             deep = name if "@" in name else f"{name}@{given.depth}"
-            write(measured(session, rerank.parse(deep), inputs, qrels))
+            clock = time.perf_counter if given.base_url else time.process_time
+            write(measured(session, rerank.parse(deep), inputs, qrels, clock))
 
 
 def measured(
@@ -85,6 +90,7 @@ def measured(
     method: rerank.Ranker,
     inputs: api.Inputs,
     qrels: dict[str, dict[str, int]],
+    clock: Callable[[], float],
 ) -> str:
     """One row of the table."""
     ranked: dict[str, list[str]] = {}
@@ -99,13 +105,13 @@ def measured(
         ranked[query] = [hits[query][i][0] for i in ordering.order]
 
     hits = dict(inputs.groups())
-    started = time.perf_counter()
+    started = clock()
     try:
         session.check(method.needs)
         session.run_sync(plans(), finished)
     except LlmrankError as error:
         return f"| `{method}` | {error} | | | | | |"
-    seconds = time.perf_counter() - started
+    seconds = clock() - started
     queries = len(ranked)
     outcomes = ", ".join(f"{count} {status}" for status, count in total.outcomes.items())
     return (

@@ -11,13 +11,14 @@ import asyncio
 import heapq
 import os
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Generic, Protocol, TypeVar
 
+from llmrank.errors import TooLong
 from llmrank.plan import Answer, Ask, Drive, Plan, Ticket
 from llmrank.request import Backend, Reply, Request
 from llmrank.types import Status, Tally, Usage
@@ -33,8 +34,13 @@ WIND_UP = 5.0
 class Prompts(Protocol):
     """What turns asks into requests and replies into answers: see `llmrank.prompts.PromptSet`."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether rendering may wait for a server that counts tokens."""
+        ...
+
     def render(self, item: Ask[Any]) -> Request:
-        """The request for an ask."""
+        """The request for an ask; `TooLong` where it cannot fit the model."""
         ...
 
     def parse(self, request: Request, reply: Reply) -> Answer[Any]:
@@ -114,6 +120,11 @@ class _Frontier(Generic[K, T]):
         self._exhausted = False
         self.waiting = 0
 
+    @property
+    def open(self) -> int:
+        """How many asks nobody has taken yet."""
+        return len(self._open)
+
     def take(self, most: int) -> list[tuple[Ticket, _Running[K, T]]]:
         """Up to `most` open asks; they count as waiting until they are accepted."""
         self._admit()
@@ -180,19 +191,24 @@ class Engine:
     ) -> None:
         """Keep up to `in_flight` single asks under way until every plan has ended."""
         frontier = _Frontier(plans, finished, enough=2 * self.in_flight)
-        opened = asyncio.Event()
+        idle: deque[asyncio.Future[None]] = deque()
 
         async def work() -> None:
             while (taken := frontier.take(1)) or frontier.waiting:
                 if not taken:
-                    opened.clear()
-                    await opened.wait()
+                    idle.append(asyncio.get_running_loop().create_future())
+                    await idle[-1]
                     continue
                 ((ticket, running),) = taken
                 (answer,) = await self._answer([ticket.ask])
                 frontier.accept(ticket, running, answer)
-                # Idle workers look again: there may be new asks, or nothing left to wait for.
-                opened.set()
+                # As many idle workers as there are asks, or all where nothing is left to wait for:
+                # waking all each time would take time that grows with their square.
+                ended = not (frontier.open or frontier.waiting)
+                for _ in range(len(idle) if ended else min(len(idle), frontier.open)):
+                    waiting = idle.popleft()
+                    if not waiting.done():
+                        waiting.set_result(None)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -202,12 +218,21 @@ class Engine:
             raise errors.exceptions[0] from None
 
     async def _answer(self, asks: Sequence[Ask[Any]]) -> list[Answer[Any]]:
-        requests = [self.prompts.render(ask) for ask in asks]
-        replies = await self.backend.answer(requests)
-        return [
-            self.prompts.parse(request, reply)
-            for request, reply in zip(requests, replies, strict=True)
-        ]
+        rendered = [await self._rendered(ask) for ask in asks]
+        requests = [request for request in rendered if isinstance(request, Request)]
+        replies = await self.backend.answer(requests) if requests else []
+        answers = iter([self.prompts.parse(*pair) for pair in zip(requests, replies, strict=True)])
+        return [next(answers) if isinstance(found, Request) else found for found in rendered]
+
+    async def _rendered(self, item: Ask[Any]) -> Request | Answer[Any]:
+        """The request for an ask, or the answer where there can be none."""
+        try:
+            if self.prompts.waits:
+                # Other answers must not wait while a server counts the tokens of this one.
+                return await asyncio.to_thread(self.prompts.render, item)
+            return self.prompts.render(item)
+        except TooLong as error:
+            return Answer(status=Status.FAILED, problem=str(error))
 
 
 _THREAD = "llmrank-loop"

@@ -2,6 +2,7 @@
 
 LlmrankError
 ├── InputError        bad data in a file, a value or an option (3)
+│   └── TooLong       a prompt that the model cannot take, however far its passages are cut (3)
 ├── SpecError         a method, prompt or model name that cannot be read (3)
 ├── MissingExtra      an optional dependency is not installed (4)
 ├── CapabilityError   the backend cannot answer this kind of ask (4)
@@ -37,6 +38,10 @@ class InputError(LlmrankError):
         place = "" if path is None else f"{path}:{line}: " if line is not None else f"{path}: "
         super().__init__(f"{place}{message}" + (f" ({remedy})" if remedy else ""))
         self.path, self.line, self.remedy = path, line, remedy
+
+
+class TooLong(InputError):
+    """A prompt that does not fit the model's context length, however far its passages are cut."""
 
 
 class SpecError(LlmrankError):

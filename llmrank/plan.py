@@ -198,23 +198,33 @@ def together(plans: Sequence[Plan[T]]) -> Plan[list[T]]:
 
 
 class Need(NamedTuple):
-    """What answering an ask takes: its kind, how it is read, the task of a text to write."""
+    """What answering an ask takes: its kind, how it is read, the task of a text to write.
+
+    `labels` are those of a grade (empty where no grade is asked), `n` is the largest number of
+    documents to pick in one call, and `words` the length of the passages that a method cuts
+    documents into (0 where it shows them whole): no prompt may cut these again.
+    """
 
     ask: type[Ask[Any]]
     by: By = "text"
     task: str = ""
+    labels: tuple[str, ...] = ()
+    n: int = 1
+    words: int = 0
 
 
 def need(item: Ask[Any]) -> Need:
     """What an ask needs of a backend and of the prompts."""
     if isinstance(item, Pick):
-        return Need(Pick, item.by)
+        return Need(Pick, item.by, n=item.n)
+    if isinstance(item, Grade):
+        return Need(Grade, labels=item.labels)
     return Need(type(item), task=item.task) if isinstance(item, Write) else Need(type(item))
 
 
 def in_words(item: Ask[Any]) -> bool:
     """Whether the answer is read from words: a probability would come out the same again."""
-    return need(item) in (Need(Order), Need(Pick)) or isinstance(item, Write)
+    return isinstance(item, Order | Write) or (isinstance(item, Pick) and item.by == "text")
 
 
 def reworked(plan: Plan[T], change: Callable[[Ask[Any]], Ask[Any] | Plan[Any]]) -> Plan[T]:

@@ -11,9 +11,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 from llmrank.plan import Ask, Vectors
 from llmrank.types import Usage
 
-Want = Literal["text", "labels", "likelihood", "attention", "vectors"]
-"""What a request wants back: generated text, log-probabilities of labels as the next token, the
-log-probability of a given continuation, attention masses of documents, or embeddings."""
+Want = Literal["text", "labels", "pair", "likelihood", "attention", "vectors"]
+"""What a request wants back: generated text, log-probabilities of labels as the next token, those
+of the labels for a query and a passage without a prompt, the log-probability of a given
+continuation, attention masses of documents, or embeddings."""
 
 KEY_VERSION = 1
 
@@ -23,6 +24,14 @@ class Message(NamedTuple):
 
     role: str
     content: str
+
+
+class Span(NamedTuple):
+    """Characters `start` to `end` of message `turn`; of a prompt without messages that is 0."""
+
+    turn: int
+    start: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +49,11 @@ class Params:
 class Request:
     """One rendered ask. Exactly one of `messages`, `prompt` and `texts` is filled.
 
-    `target` is the continuation to score, `labels` the surface forms of every label (each form one
-    token), `cut` the number of passages shortened. `ask` is for judges that need no model, and
-    `subject` holds the ids that such a judge goes by, which texts do not tell apart.
+    `texts` are what to embed, or the query and the passage of a pair. `target` is the continuation
+    to score, `labels` the surface forms of every label (each form one token), `cut` the number of
+    passages shortened; `spans` are where the passages and last the query stand, for attention.
+    `ask` is for judges that need no model, and `subject` holds the ids that such a judge goes by,
+    which texts do not tell apart.
     """
 
     ask: Ask[Any]
@@ -54,6 +65,7 @@ class Request:
     target: str = ""
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     params: Params = Params()
+    spans: tuple[Span, ...] = ()
     sample: int = 0
     subject: tuple[str, ...] = ()
     cut: int = 0
@@ -79,8 +91,7 @@ class Request:
             ],
             self.sample,
         ]
-        if self.subject:
-            content.append(self.subject)
+        content += [extra for extra in (self.spans, self.subject) if extra]
         text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -99,7 +110,10 @@ class Reply:
     `unasked` says which cap kept the request from being sent; `key` is set where there is a
     journal. `label_logprobs` holds the log-probability of every surface form that the backend
     reported; forms it did not report are absent. `logprob` is the sum over the target's `tokens`;
-    `attention` has one calibrated mass per document.
+    `attention` has one calibrated mass per document. `cut` is the number of passages that the
+    backend shortened to fit the model. `throttled` marks an error of too much at once (429, 503, no
+    answer in time); `retry_after` is for how many seconds the server wants nothing more, which it
+    may also say with an answer.
     """
 
     text: str = ""
@@ -115,10 +129,12 @@ class Reply:
     seconds: float = 0.0
     error: str = ""
     transient: bool = False
+    throttled: bool = False
     retry_after: float | None = None
     unasked: str = ""
     key: str = ""
     reused: bool = False
+    cut: int = 0
 
 
 class Backend(Protocol):
@@ -154,4 +170,43 @@ class Backend(Protocol):
 
     async def close(self) -> None:
         """Let go of connections and threads."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """How a model reads text; `llmrank.backends.tokens` has what there is.
+
+    `counting` says in words how tokens are counted, `context` how many prompt and reply may have
+    together (None where that is not known), and `remote` whether a server is asked for it.
+    """
+
+    @property
+    def counting(self) -> str:
+        """How tokens are counted, in words."""
+        ...
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens of a prompt and its reply; None where that is not known."""
+        ...
+
+    @property
+    def remote(self) -> bool:
+        """Whether counting waits for a server."""
+        ...
+
+    def count(self, text: str) -> int:
+        """Tokens of a text."""
+        ...
+
+    def chat(self, messages: Sequence[Message]) -> int:
+        """Tokens of a chat, with all that stands around its messages."""
+        ...
+
+    def head(self, text: str, tokens: int) -> str:
+        """The beginning of a text up to where its first `tokens` tokens end."""
+        ...
+
+    def tail(self, text: str, tokens: int) -> str:
+        """The end of a text from where its last `tokens` tokens begin."""
         ...

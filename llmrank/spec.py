@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from llmrank.errors import SpecError
 
 _SPEC = re.compile(
-    r"\s*(?P<name>\w+)\s*(?:\((?P<inside>.*)\))?\s*(?:@\s*(?P<depth>\d{1,9}))?\s*", re.DOTALL
+    r"\s*(?P<name>\w+)\s*(?:\((?P<inside>.*)\))?\s*(?:@\s*(?P<depth>[0-9]{1,9}))?\s*", re.DOTALL
 )
+_INNER = re.compile(r"\w+\s*\(|[^\W\d]\w*\s*(@.*)?$", re.DOTALL)
 _VALUE = re.compile(r"[^()]*")
 
 
@@ -32,11 +33,13 @@ def split(text: str) -> Spec:
     if match is None:
         raise SpecError(f"cannot read {text!r}; it should look like name(parameter=value)@depth")
     given: dict[str, str] = {}
-    inner, *parts = _parts(match["inside"] or "") or [""]
-    if not (re.match(r"\w+\s*\(", inner) or re.fullmatch(r"[^\W\d]\w*(@\d+)?", inner)):
-        inner, parts = "", [inner, *parts] if inner else parts
-    for part in parts:
+    inside = match["inside"] or ""
+    found = parts(inside, ",") if inside.strip() else []
+    inner = found[0] if found and _INNER.match(found[0]) else ""
+    for part in found[1:] if inner else found:
         key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not part:
+            raise SpecError(f"{match['name']}: nothing stands beside a comma in ({inside})")
         if not equals or not key or key in given or not _VALUE.fullmatch(value):
             raise SpecError(f"{match['name']}: cannot read {part!r}; write parameter=value, once")
         given[key] = value
@@ -44,20 +47,20 @@ def split(text: str) -> Spec:
     return Spec(match["name"], given, depth, inner)
 
 
-def _parts(inside: str) -> list[str]:
-    """What stands between the commas that are in no brackets of their own."""
-    parts, level = [""], 0
-    for letter in inside:
-        level += (letter == "(") - (letter == ")")
+def parts(text: str, separator: str) -> list[str]:
+    """What stands between separators that are in no brackets."""
+    found, level = [""], 0
+    for piece in re.split(f"([()]|{re.escape(separator)})", text):
+        level += (piece == "(") - (piece == ")")
         if level < 0:
             break
-        if letter == "," and not level:
-            parts.append("")
+        if piece == separator and not level:
+            found.append("")
         else:
-            parts[-1] += letter
+            found[-1] += piece
     if level:
-        raise SpecError(f"the brackets in {inside!r} do not match")
-    return [part.strip() for part in parts if part.strip()]
+        raise SpecError(f"the brackets in {text!r} do not match")
+    return [part.strip() for part in found]
 
 
 def defaults(function: Callable[..., Any]) -> dict[str, object]:
@@ -97,9 +100,12 @@ def _read(place: str, value: object, default: object) -> object:
             raise SpecError(f"{place} must be true or false, not {value!r}")
         return value.lower() == "true"
     try:
-        return kind(value)  # type: ignore[call-arg]
-    except ValueError as error:
-        raise SpecError(f"{place} must be {kind.__name__}, not {value!r}") from error
+        # Python's numbers may be written in the digits of any script.
+        if kind is str or value.isascii():
+            return kind(value)  # type: ignore[call-arg]
+    except ValueError:
+        pass
+    raise SpecError(f"{place} must be {kind.__name__}, not {value!r}")
 
 
 def _taken(place: str, value: object, kind: type) -> object:

@@ -24,7 +24,7 @@ JOURNAL = "journal.sqlite"
 MANIFEST = "manifest.json"
 MOST_BESIDE = 32
 """Journals of other runs that a run looks into: each costs a file handle and a look-up."""
-_STORED = ("text", "finish", "reasoning", "logprob", "tokens", "model", "seconds")
+_STORED = ("text", "finish", "reasoning", "logprob", "tokens", "model", "seconds", "cut")
 
 
 class Journal:
@@ -39,6 +39,8 @@ class Journal:
     def __init__(self, path: Path, also: Sequence[Path] = ()) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.path = path
+        self.folders = tuple(dict.fromkeys(file.parent for file in (path, *also)))
+        """Where this journal and the others are, its own first."""
         # SQLite crashes when one thread closes a connection that another is using.
         self._lock = threading.RLock()
         self._db = _open(path)

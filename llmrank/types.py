@@ -66,11 +66,19 @@ class Ordering(NamedTuple):
     `order` is a permutation of range(n), best first. `scores[i]` is the raw model score of
     candidate i, or None where the method gave it none. `evidence[i]` is the passage of candidate
     i that decided its place, or None where the whole document did; it is empty where all did.
+    `ranked` is how many of the first places the method settled: those behind them were left as they
+    stood and say nothing of one another. None: all places.
     """
 
     order: tuple[int, ...]
     scores: tuple[float | None, ...]
     evidence: tuple[str | None, ...] = ()
+    ranked: int | None = None
+
+    @property
+    def settled(self) -> int:
+        """How many of the first places the method settled, as a number."""
+        return len(self.order) if self.ranked is None else self.ranked
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextvars import Context
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
@@ -20,8 +21,8 @@ from hypothesis import strategies as st
 from llmrank.backends.oracle import Oracle
 from llmrank.backends.wrappers import Cached, Capped, Caps, Meter, Metered
 from llmrank.engine import Engine, run_async, run_sync
-from llmrank.errors import BackendError
-from llmrank.plan import Answer, Ask, Grade, Plan, ask, ask_all, together
+from llmrank.errors import BackendError, TooLong
+from llmrank.plan import Answer, Ask, Grade, Plan, Write, ask, ask_all, together
 from llmrank.prompts import PromptSet
 from llmrank.request import Backend, Reply, Request, Want
 from llmrank.rerank import parse
@@ -36,6 +37,8 @@ DRIVERS = ("run_lock_step", "run_concurrently")
 
 class Words:
     """Prompts without templates: the request carries the ask, the answer tells the status."""
+
+    waits = False
 
     def render(self, item: Ask[Any]) -> Request:
         """A request that only the ask's own repr tells apart from others."""
@@ -242,6 +245,31 @@ def test_thousands_of_plans_need_the_memory_of_a_few(driver: str) -> None:
     assert backend.most == in_flight
     # Every plan under way has an ask open (less than 2 * in_flight when one is let in) or sent.
     assert most <= 3 * in_flight
+
+
+class CountingLoop(asyncio.SelectorEventLoop):
+    """Counts how many callbacks are scheduled to run as soon as possible."""
+
+    scheduled = 0
+
+    def call_soon(
+        self, callback: Callable[..., object], *args: object, context: Context | None = None
+    ) -> asyncio.Handle:
+        """Count, and schedule."""
+        self.scheduled += 1
+        return super().call_soon(callback, *args, context=context)
+
+
+def test_workers_with_nothing_to_do_stay_idle() -> None:
+    def scheduled(in_flight: int) -> int:
+        loop = CountingLoop()
+        engine = Engine(Echo(), Words(), in_flight=in_flight)
+        plans = ((i, chain(str(i), 20)) for i in range(20))
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(engine.run_concurrently(plans, lambda *_: None))
+        return loop.scheduled
+
+    assert scheduled(2000) < scheduled(20) + 4 * 2000
 
 
 def test_earlier_plans_end_first() -> None:
@@ -572,3 +600,41 @@ def test_run_sync_works_in_a_forked_process() -> None:
     os.close(writing)
     assert os.read(reading, 9) == b"7"
     os.close(reading)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_an_ask_that_cannot_fit_fails_alone(driver: str) -> None:
+    class Long(Words):
+        def render(self, item: Ask[Any]) -> Request:
+            if item.sample == 1:
+                raise TooLong("query 'q': 9,000 tokens", remedy="show less")
+            return super().render(item)
+
+    found: list[list[Answer[Any]]] = []
+
+    def plan() -> Plan[list[Answer[Any]]]:
+        return (yield from ask_all([Write("t", (), sample=sample) for sample in range(3)]))
+
+    engine = Engine(Echo(), Long())
+    asyncio.run(getattr(engine, driver)([("q", plan())], lambda key, got, tally: found.append(got)))
+    assert [answer.status for answer in found[0]] == [Status.OK, Status.FAILED, Status.OK]
+    assert "9,000 tokens" in found[0][1].problem
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_rendering_that_waits_for_a_server_is_not_done_on_the_loop(driver: str) -> None:
+    class Waiting(Words):
+        waits = True
+
+        def render(self, item: Ask[Any]) -> Request:
+            with pytest.raises(RuntimeError):
+                asyncio.get_running_loop()
+            return super().render(item)
+
+    def plan() -> Plan[list[Answer[Any]]]:
+        return (yield from ask_all([Write("t", ())]))
+
+    found: list[list[Answer[Any]]] = []
+    engine = Engine(Echo(), Waiting())
+    asyncio.run(getattr(engine, driver)([("q", plan())], lambda key, got, tally: found.append(got)))
+    assert found[0][0].status is Status.OK

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrank import expand, rerank, spec
@@ -52,6 +52,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
             assert str(error)
 
 
+@settings(deadline=None)
 @given(
     st.integers(2, 99).flatmap(lambda w: st.tuples(st.just(w), st.integers(1, w))),
     st.integers(1, 999),
@@ -65,7 +66,7 @@ def test_methods_and_expansions_are_their_names(sizes: tuple[int, int], depth: i
 
 
 def test_space_and_empty_brackets_do_not_matter() -> None:
-    spaced = spec.split("  sliding ( window = 4 , stride=2, ) @ 7 ")
+    spaced = spec.split("  sliding ( window = 4 , stride=2 ) @ 7 ")
     assert spaced == ("sliding", {"window": "4", "stride": "2"}, 7, "")
     assert spec.split("yesno()") == spec.split("yesno") == ("yesno", {}, None, "")
 
@@ -87,6 +88,13 @@ def test_space_and_empty_brackets_do_not_matter() -> None:
         "a@-1",
         "a@1.5",
         "a(b=(1))",
+        "a(,)",
+        "a( , )",
+        "a(b=1,)",
+        "a(,b=1)",
+        "a(b=1,,c=2)",
+        "a(b(c=1),)",
+        "a@١٠",
     ],
 )
 def test_what_cannot_be_read(text: str) -> None:
@@ -105,6 +113,17 @@ def test_what_cannot_be_read(text: str) -> None:
         ("likelihood(prior=much)", "must be float"),
         ("likelihood(prior=nan)", "finite"),
         ("sliding(window=3, stride=4)", "stride <= window"),
+        ("sliding(window=٢٠)", "must be int"),
+        ("likelihood(prior=١)", "must be float"),
+        ("sliding(,)", "comma"),
+        ("sliding(window=20,)", "comma"),
+        ("psc(sliding@100)", "behind its closing bracket"),
+        ("psc(sliding(window=20)@100, samples=3)", "behind its closing bracket"),
+        ("psc(sliding@20)", "behind its closing bracket"),
+        ("psc(yesno >> sliding)", "methods in a row"),
+        ("yesno >> psc(yesno@20 >> sliding@10, samples=3)@5", "methods in a row"),
+        ("yesno >>", "cannot read ''"),
+        (">> yesno", "cannot read ''"),
     ],
 )
 def test_what_does_not_fit_is_named(text: str, told: str) -> None:
@@ -150,5 +169,5 @@ class TestValuesFromPython:
 def test_a_spec_may_stand_inside_another_one() -> None:
     found = spec.split("psc(sliding(window=4, stride=2), samples=3)@20")
     assert found == ("psc", {"samples": "3"}, 20, "sliding(window=4, stride=2)")
-    assert spec.split("psc(yesno)").inner == "yesno"
+    assert spec.split("psc(yesno)").inner == spec.split("psc( yesno )").inner == "yesno"
     assert spec.split(spec.written("a", {"b": 1}, "c(d=2)")) == ("a", {"b": "1"}, None, "c(d=2)")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 from llmrank.api.runs import Inputs
-from llmrank.api.session import Session, Settings
+from llmrank.api.session import Session, Settings, settle
 from llmrank.backends import Model, connect
 from llmrank.backends.oracle import Oracle
 from llmrank.backends.wrappers import Caps, expected_usage
+from llmrank.plan import Attend, Grade, Likelihood, Order, Pick
 from llmrank.request import Reply, Request
 from llmrank.rerank import Ranker
 from llmrank.store import Journal
@@ -20,17 +23,19 @@ from llmrank.types import Ordering, Tally, Usage
 class Estimate:
     """What a run sends if the model confirms the first-stage order and every reply is usable.
 
+    `calls` are those not yet in the journal, `known` those that are; the same request is sent once.
     Methods that sort (`prp`, `setwise`, `tdpart`, `blitz`, `acurank` ...) send more where answers
-    move documents: those whose formula of calls is a bound. Unusable replies are asked for again.
+    move documents, up to `calls_at_most`, which comes from their formulas; it is `calls` where the
+    answers cannot change the number. Unusable replies are asked for again beyond both.
 
-    `calls` are those not yet in the journal, `known` those that are. Tokens of the prompts are
-    counted as `counting` says, those of the replies are the limit sent with each request; `cost`
-    is that of both, 0 where there are no prices. `rounds` is the largest number of calls of a
-    query that have to wait for one another.
+    All else is that of `calls`. Tokens of the prompts are counted as `counting` says, those of the
+    replies are the limit sent with each request; `cost` is that of both, 0 where there are no
+    prices. `rounds` is the largest number of calls of a query that have to wait for one another.
     """
 
     queries: int
     calls: int
+    calls_at_most: int
     known: int
     rounds: int
     usage: Usage
@@ -40,14 +45,20 @@ class Estimate:
 
 
 class StandIn(Oracle):
-    """Takes the model's place: keeps every order as it is, and counts what would have been sent."""
+    """Takes the model's place: keeps every order as it is, and counts what would have been sent.
+
+    By query id: `calls`, replies `known` from the journal, and of these the `certain` ones, which
+    are needed before anything is sent.
+    """
 
     def __init__(self, model: Model, journal: Journal | None) -> None:
         super().__init__({})
-        self.wants = model.wants
+        self.wants, self.tokenizer = model.wants, model.tokenizer
         self._model, self._journal = model, journal
         self.usage = Usage()
-        self.calls = self.known = 0
+        self.calls: Counter[str] = Counter()
+        self.known: Counter[str] = Counter()
+        self.certain: Counter[str] = Counter()
         self._seen: set[str] = set()
 
     async def answer(self, requests: Sequence[Request]) -> list[Reply]:
@@ -60,13 +71,23 @@ class StandIn(Oracle):
     def _stored(self, request: Request) -> Reply | None:
         key = request.key(self._model.identity)
         reply = self._journal.get(key) if self._journal is not None else None
-        if reply is not None or key in self._seen:
-            self.known += 1
-            return reply
+        again = key in self._seen
         self._seen.add(key)
-        self.calls += 1
-        self.usage += expected_usage(request, self._model.count)
-        return None
+        query = cast("Order | Pick | Grade | Likelihood | Attend", request.ask).query.id
+        if reply is not None:
+            self.known[query] += not again
+            self.certain[query] += not self.calls[query]
+        elif not again:
+            self.calls[query] += 1
+            self.usage += expected_usage(request, self._model.count)
+        return reply
+
+    def at_most(self, query: str, asks: tuple[int, bool], rounds: int) -> int:
+        """The most calls of a query, given the most asks of its plan and whether this is exact."""
+        calls, (most, exact) = self.calls[query], asks
+        if not calls or (exact and rounds < 2):
+            return calls
+        return max(calls, most - self.certain[query])
 
 
 def estimate(
@@ -74,23 +95,31 @@ def estimate(
 ) -> Estimate:
     """Drive the run's own plans with a stand-in for the model and count what it would be sent."""
     model = connect(settings.model, base_url=settings.base_url)
+    if journal is not None:
+        settle(model, journal, sends=False)
     counter = StandIn(model, journal)
     total = Tally()
-    queries = 0
+    rounds: dict[str, int] = {}
 
     def finished(query_id: str, ordering: Ordering, tally: Tally) -> None:
-        nonlocal total, queries
+        nonlocal total
         total += tally
-        queries += 1
+        rounds[query_id] = tally.rounds
 
     with Session(replace(settings, caps=Caps()), model=counter) as session:
         session.check(method.needs)
+        inputs.attempt(method)
         session.run_sync(inputs.plans(method), finished)
+    at_most = sum(
+        counter.at_most(query, method.most_calls(inputs.candidates(hits)), rounds[query])
+        for query, hits in inputs.groups()
+    )
     cost = settings.caps.price(counter.usage)
     return Estimate(
-        queries,
-        counter.calls,
-        counter.known,
+        len(rounds),
+        counter.calls.total(),
+        at_most,
+        counter.known.total(),
         total.rounds,
         counter.usage,
         cost,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -15,6 +15,7 @@ from llmrank.api.session import Session
 from llmrank.errors import InputError
 from llmrank.plan import Need, Write
 from llmrank.prompts import PromptSet
+from llmrank.retrieve import distinct
 from llmrank.store import RunFolder
 from llmrank.synth import (
     Demonstration,
@@ -115,10 +116,11 @@ def generate(
         if progress is not None:
             progress(len(done), total)
 
-    # Read here, as what makes the documents may itself wait for the loop that the plans run on.
+    # Read here, as what makes the documents may itself wait for the loop that the plans run on;
+    # distinct, as the ids of the queries are made from theirs.
     plans = [
         (i, write_queries(document, recipe.examples, n=recipe.n))
-        for i, document in enumerate(_once_each(documents))
+        for i, document in enumerate(distinct(documents))
     ]
     session.run_sync(plans, finished)
     examples = [
@@ -127,16 +129,6 @@ def generate(
         for draft in done[i]
     ]
     return examples, total
-
-
-def _once_each(documents: Iterable[Document]) -> Iterator[Document]:
-    """Documents whose ids name one each, as the ids of their queries are made from them."""
-    seen: set[str] = set()
-    for document in documents:
-        if document.id in seen:
-            raise InputError(f"two documents have the id {document.id!r}")
-        seen.add(document.id)
-        yield document
 
 
 def _verdicts(draft: Draft, search: Search, k: int) -> tuple[Verdict, ...]:

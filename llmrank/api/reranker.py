@@ -112,6 +112,9 @@ class _Rankings:
             for number, (query, passages) in enumerate(requests, start=1)
         ]
         self._done: dict[int, Ranking] = {}
+        # All of them, so that none is paid for where another cannot be ranked.
+        for job in self._jobs:
+            method.attempt(*job)
 
     def plans(self) -> Iterable[tuple[int, Plan[Ordering]]]:
         for i, (query, candidates) in enumerate(self._jobs):

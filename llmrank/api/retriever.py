@@ -14,8 +14,9 @@ import numpy as np
 
 from llmrank.api.closing import Closing, Lifeline
 from llmrank.api.reranker import Passage, candidate, candidates
-from llmrank.api.session import patient
+from llmrank.api.session import Settings, patient
 from llmrank.backends import connect_encoder
+from llmrank.backends.wrappers import Meter
 from llmrank.engine import run_sync
 from llmrank.errors import BackendError, InputError
 from llmrank.expand import Expansion
@@ -73,7 +74,8 @@ class Retriever(Closing):
         self.bm25: BM25Index | None = None
         self.dense: DenseIndex | None = None
         if first_stage != "bm25":
-            self._encoder = patient(connect_encoder(encoder, base_url=encoder_url), in_flight=1)
+            model = connect_encoder(encoder, base_url=encoder_url)
+            self._encoder = patient(model, Meter(), Settings(in_flight=1))
         self._open = Lifeline(self, partial(_release, self._encoder))
         self._documents = self._kept(documents)
         self._check_built_from()

@@ -46,6 +46,7 @@ class Inputs:
     depth: int
     texts: dict[str, Document] = field(default_factory=dict)
     queries: dict[str, Query] = field(default_factory=dict)
+    _most: tuple[str, trec.Hits] = field(default=("", ()), init=False)
 
     def __post_init__(self) -> None:
         named: list[str] = []
@@ -53,6 +54,7 @@ class Inputs:
         for query_id, hits in self.groups():
             named.append(query_id)
             wanted.update(doc for doc, _ in hits[: self.depth])
+            self._most = max(self._most, (query_id, hits), key=lambda group: len(group[1]))
         self.queries = _queries(self.source.queries, named)
         self.texts = trec.read_texts(self.source.corpus, wanted)
         missing = sorted(wanted - self.texts.keys())
@@ -79,6 +81,16 @@ class Inputs:
     def candidates(self, hits: trec.Hits) -> list[Candidate]:
         """Hits as candidates; those below the depth have no text, as none is needed."""
         return [Candidate(self.texts.get(i) or Document(i, ""), score) for i, score in hits]
+
+    def attempt(self, method: Ranker) -> None:
+        """Raise `SpecError` where the method cannot rank the query with the most candidates.
+
+        Methods that cut documents may still meet longer ones at another query, which the error
+        then names.
+        """
+        query_id, hits = self._most
+        if hits:
+            method.attempt(self.queries[query_id], self.candidates(hits))
 
     def plans(self, method: Ranker) -> Iterator[tuple[str, Plan[Ordering]]]:
         """One plan a query, made when the engine asks for it."""
@@ -157,6 +169,7 @@ def rerank_run(
     goes on where it stopped.
     """
     session.check(method.needs)
+    inputs.attempt(method)
     if Path(inputs.source.run).resolve() == folder.run.resolve():
         raise InputError(
             "this run would be overwritten", path=folder.run, remedy="choose another run folder"
@@ -208,6 +221,8 @@ def manifest(session: Session, asked: Mapping[str, object], source: RunInput) ->
         **asked,
         **session.describe(),
         "passage_words": session.settings.passage_words,
+        "passage_tokens": session.settings.passage_tokens,
+        "truncation": session.settings.truncation,
         "data": data,
         "limit": source.limit,
         "versions": versions(),
@@ -253,6 +268,7 @@ def summary(
         "reused": tally.reused,
         "requests": meter.requests,
         "failed_requests": meter.errors,
+        "cancelled_requests": meter.cancelled,
         "rounds": tally.rounds,
         "reused_prompt_tokens": tally.reused_usage.prompt_tokens,
         "reused_completion_tokens": tally.reused_usage.completion_tokens,

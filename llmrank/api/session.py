@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -15,16 +15,19 @@ from llmrank.backends.wrappers import (
     Cached,
     Capped,
     Caps,
+    Hedged,
     Limited,
     Meter,
     Metered,
+    Minute,
+    Pool,
     Retrying,
     Routed,
 )
 from llmrank.engine import Engine, Finished, run_async, run_sync
 from llmrank.errors import CapabilityError, InputError, SpecError
 from llmrank.plan import Need, Plan
-from llmrank.prompts import PromptSet
+from llmrank.prompts import PromptSet, Truncation
 from llmrank.prompts.render import KINDS, slot_of, want_of
 from llmrank.request import Backend
 from llmrank.store import Journal
@@ -39,7 +42,12 @@ class Settings:
 
     `model` and `encoder` are names such as `openai:gpt-4.1-mini`; None is the server at `base_url`
     if there is one, else the small local model. `prompts` puts templates in the place of the
-    default ones: a kind of ask or write task, and the name or path of a template.
+    default ones: a kind of ask or write task, and the name or path of a template. Of a longer
+    passage `passage_words` or `passage_tokens` are shown, those that `truncation` says. `in_flight`
+    requests at most are under way at a server, `rpm` and `tpm` limit requests and tokens in any
+    minute, and `hedge` asks a second time where an answer takes far longer than usual. With
+    `probe` a session with a journal first finds out what its server can do, if nothing beside the
+    journal tells; about thirty tiny requests that the meter leaves out.
     """
 
     model: str | None = None
@@ -48,29 +56,38 @@ class Settings:
     encoder_url: str | None = None
     prompts: Mapping[str, str | Path] = field(default_factory=dict)
     passage_words: int | None = None
+    passage_tokens: int | None = None
+    truncation: Truncation | None = None
     in_flight: int = 32
+    rpm: int | None = None
+    tpm: int | None = None
+    hedge: bool = False
+    probe: bool = False
     caps: Caps = field(default_factory=Caps)
 
     def __post_init__(self) -> None:
         if self.in_flight < 1:
             raise InputError(f"in_flight must be at least 1, not {self.in_flight}")
+        if self.hedge and (self.rpm or self.tpm):
+            raise InputError("hedge asks beyond a limit per minute; leave one of them out")
 
 
 def check(settings: Settings, backend: Backend, needs: Collection[Need]) -> None:
     """Raise unless the backend can answer all that is needed, and its prompts are in order.
 
-    `CapabilityError` where it cannot; `SpecError` for a prompt that cannot be read, or that stands
-    in `settings` for something that is not asked.
+    `CapabilityError` where it cannot; `SpecError` for a prompt that cannot be read or cannot serve
+    what is asked, or that stands in `settings` for something that is not asked.
     """
     for needed in needs:
-        if (want := want_of(needed)) not in backend.wants:
+        if (want := want_of(needed, backend.wants)) not in backend.wants:
             can = ", ".join(sorted(backend.wants))
             what = f"{needed.ask.__name__} ({want})"
             raise CapabilityError(f"{backend.identity} cannot answer {what}; it gives: {can}")
     worded = [needed for needed in needs if needed.ask in KINDS]
-    prompts, usual = PromptSet(dict(settings.prompts), settings.passage_words), PromptSet()
+    prompts, usual = _prompts(settings), PromptSet()
     for needed in worded:
         template = prompts.slot(needed)
+        prompts.check(needed)
         if needed.task and template.inputs != usual.slot(needed).inputs:
             takes, needs_ = ", ".join(template.inputs), ", ".join(usual.slot(needed).inputs)
             raise SpecError(
@@ -81,6 +98,29 @@ def check(settings: Settings, backend: Backend, needs: Collection[Need]) -> None
         if given not in slots:
             asked = ", ".join(map(repr, sorted(slots)))
             raise SpecError(f"the prompt for {given!r} would not be used; what is asked is {asked}")
+
+
+def settle(model: Model, journal: Journal, *, sends: bool) -> None:
+    """Make a server's backend use what the server can do, as kept beside the journal.
+
+    Where nothing is kept the server is probed, if anything may be sent.
+    """
+    from llmrank.backends.openai import OpenAIBackend
+    from llmrank.backends.probe import recall
+    from llmrank.backends.probe import settle as settled
+
+    for server in model.members if isinstance(model, Pool) else [model]:
+        if isinstance(server, OpenAIBackend) and not recall(server, journal.folders) and sends:
+            run_sync(settled(server, journal.path.parent))
+
+
+def _prompts(settings: Settings) -> PromptSet:
+    return PromptSet(
+        dict(settings.prompts),
+        settings.passage_words,
+        passage_tokens=settings.passage_tokens,
+        truncation=settings.truncation,
+    )
 
 
 class Session(Closing):
@@ -99,9 +139,16 @@ class Session(Closing):
     ) -> None:
         self.settings, self.journal = settings, journal
         self.model = model or connect(settings.model, base_url=settings.base_url)
+        if journal is not None:
+            settle(self.model, journal, sends=settings.probe)
         self.meter, self.encoder_meter = Meter(), Meter()
         judged = type(self.model) is Oracle or (settings.model or "").startswith("oracle:")
-        self.prompts = PromptSet(dict(settings.prompts), settings.passage_words, by_id=judged)
+        self.prompts = replace(
+            _prompts(settings),
+            by_id=judged,
+            pairs="pair" in self.model.wants,
+            tokenizer=self.model.tokenizer,
+        )
         self.encoder: Model | None = None
         self.backend = self._wrapped(self.model, self.meter, settings.caps)
         if embeds:
@@ -112,7 +159,7 @@ class Session(Closing):
         self._open = Lifeline(self, partial(_release, self.backend, journal))
 
     def _wrapped(self, model: Model, meter: Meter, caps: Caps) -> Backend:
-        backend = patient(Metered(model, meter), self.settings.in_flight)
+        backend = patient(model, meter, self.settings)
         if caps != Caps():
             backend = Capped(backend, caps, model.count)
         return Cached(backend, self.journal) if self.journal is not None else backend
@@ -139,6 +186,7 @@ class Session(Closing):
         described: dict[str, object] = {
             "model": self.model.identity,
             "reported": sorted(self.meter.models),
+            "tokens": self.model.tokenizer.counting,
             "prompts": {slot: t.sha256 for slot, t in sorted(self.prompts.used.items())},
         }
         if self.encoder is not None:
@@ -150,9 +198,19 @@ class Session(Closing):
         self._open.close()
 
 
-def patient(backend: Backend, in_flight: int) -> Backend:
-    """The backend with limits and retries where it is a server, as it is where it takes batches."""
-    return Retrying(Limited(backend, in_flight)) if backend.batch == 1 else backend
+def patient(model: Model, meter: Meter, settings: Settings) -> Backend:
+    """The model, metered, with limits and retries where it is a server; each of a pool its own."""
+
+    def limited(server: Backend) -> Backend:
+        metered: Backend = Metered(server, meter)
+        if settings.hedge:
+            metered = Hedged(metered)
+        minute = Minute(rpm=settings.rpm, tpm=settings.tpm, count=model.count)
+        return Limited(metered, settings.in_flight, minute=minute)
+
+    if model.batch > 1:
+        return Metered(model, meter)
+    return Retrying(model.each(limited) if isinstance(model, Pool) else limited(model))
 
 
 def _release(backend: Backend, journal: Journal | None) -> None:

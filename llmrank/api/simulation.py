@@ -14,7 +14,7 @@ import numpy as np
 
 import llmrank.trec as trec
 from llmrank.api.runs import Progress
-from llmrank.backends.oracle import grade_of
+from llmrank.backends.oracle import grade_of, log_softmax
 from llmrank.errors import CapabilityError, InputError
 from llmrank.evaluate import Comparison, Estimate, compare, interval
 from llmrank.plan import (
@@ -149,10 +149,10 @@ class Simulated:
 class Prediction:
     """What a method reaches and costs: means over queries and seeds.
 
-    `ndcg` is nDCG@10 with a 95 % interval over queries, `gain` compares it with the first stage
-    query by query (None for the first stage itself), `error` is its standard error over seeds, the
-    queries taken as given (None for one seed), and `values` are those of the queries. `calls`,
-    `rounds`, documents `shown` and `tokens` are those of one query.
+    `ndcg` is nDCG@10, or that of the depth asked for, with a 95 % interval over queries. `gain`
+    compares it with the first stage query by query (None for the first stage itself), `error` is
+    its standard error over seeds, the queries taken as given (None for one seed), and `values` are
+    those of the queries. `calls`, `rounds`, documents `shown` and `tokens` are those of one query.
     """
 
     method: str
@@ -172,24 +172,25 @@ def simulate(
     noise: Noise,
     *,
     seeds: int = 20,
+    depth: int = _DEPTH,
     passage_tokens: int = PASSAGE_TOKENS,
     progress: Progress | None = None,
 ) -> list[Prediction]:
     """Drive every method over every case with `seeds` judges: the first stage, then the methods.
 
-    Every method meets the same judges. Tokens are `passage_tokens` for each document shown and
-    `CALL_TOKENS` for each call.
+    Every method meets the same judges. Quality is nDCG@`depth`. Tokens are `passage_tokens` for
+    each document shown and `CALL_TOKENS` for each call.
     """
-    if not cases or seeds < 1:
-        raise InputError("a simulation needs at least one query and one seed")
+    if not cases or seeds < 1 or depth < 1:
+        raise InputError("a simulation needs at least one query, one seed and a depth of 1")
     judges = [Simulated(cases, noise, seed) for seed in range(seeds)]
-    first = {c.query.id: _ndcg(c, range(len(c.candidates))) for c in cases}
+    first = {c.query.id: _ndcg(c, range(len(c.candidates)), depth) for c in cases}
     predictions = [Prediction("first stage", interval(first), None, 0, 0, 0, 0, 0, first)]
     done, tally = 0, Tally()
     for method in methods:
         trials: dict[str, list[_Trial]] = {}
         for case in cases:
-            trials[case.query.id] = found = [_try(method, case, judge) for judge in judges]
+            trials[case.query.id] = found = [_try(method, case, judge, depth) for judge in judges]
             done += len(found)
             tally += Tally({Status.OK: sum(trial.calls for trial in found)})
             if progress is not None:
@@ -269,7 +270,7 @@ class _Trial(NamedTuple):
     shown: int
 
 
-def _try(method: Ranker, case: Case, judge: Simulated) -> _Trial:
+def _try(method: Ranker, case: Case, judge: Simulated, depth: int) -> _Trial:
     plan: Plan[Ordering] = method.plan(case.query, case.candidates)
     running = Drive(plan)
     calls = shown = 0
@@ -279,7 +280,7 @@ def _try(method: Ranker, case: Case, judge: Simulated) -> _Trial:
         calls += len(tickets)
         shown += sum(len(getattr(ticket.ask, "docs", "1")) for ticket in tickets)
         tickets = [new for ticket, answer in answered for new in running.answer(ticket, answer)]
-    return _Trial(_ndcg(case, running.result.order), calls, running.rounds, shown)
+    return _Trial(_ndcg(case, running.result.order, depth), calls, running.rounds, shown)
 
 
 def _predicted(
@@ -315,9 +316,9 @@ def _synthetic(name: str, grades: Iterable[int], scores: Iterable[float]) -> Cas
     return Case(Query(name, ""), candidates, {f"d{i}": int(g) for i, (_, g) in enumerate(rows)})
 
 
-def _ndcg(case: Case, order: Sequence[int]) -> float:
-    found = [case.grades.get(case.candidates[i].document.id, 0) for i in order[:_DEPTH]]
-    return ndcg(found, case.grades.values())
+def _ndcg(case: Case, order: Sequence[int], depth: int = _DEPTH) -> float:
+    found = [case.grades.get(case.candidates[i].document.id, 0) for i in order[:depth]]
+    return ndcg(found, case.grades.values(), depth)
 
 
 def _dcg(grades: Iterable[int]) -> float:
@@ -339,10 +340,7 @@ def _label_shares(utility: float, count: int, top: int, scale: float) -> tuple[f
 
 
 def _softmax(values: Sequence[float]) -> tuple[float, ...]:
-    top = max(values)
-    mass = [math.exp(value - top) for value in values]
-    total = math.fsum(mass)
-    return tuple(part / total for part in mass)
+    return tuple(map(math.exp, log_softmax(values)))
 
 
 def _generator(*key: object) -> np.random.Generator:

@@ -5,8 +5,16 @@ local:FOLDER,dtype=bfloat16    any causal model that transformers can load
 cross:FOLDER                   a cross-encoder: reads query and passage together, grades yes or no
 seq2seq:FOLDER                 an encoder-decoder model such as monoT5 or flan-t5
 openai:gpt-4.1-mini            OpenAI, or with a base URL any compatible server
+batch:gpt-4.1-mini             the same through the Batch API: answers within a day, at half price
+decisions:gpt-6-luna           a decision model: grades many passages in one call
 vllm:Qwen/Qwen3-4B             a vLLM server, by default on this machine's port 8000
+vllm-offline:FOLDER            vLLM in this process: full batches, no server
+score:NAME                     a reranker behind a server's /score or /rerank, by default vLLM's
 oracle:qrels.tsv,noise=0.5     a judge that answers from relevance judgements
+
+Of these local, openai, batch and vllm also name embedding models, and so does
+
+promptreps:FOLDER              any causal model as an encoder
 """
 
 from __future__ import annotations
@@ -18,8 +26,9 @@ from typing import Protocol
 import llmrank.spec as spec
 import llmrank.trec as trec
 from llmrank.backends.oracle import Oracle
+from llmrank.backends.wrappers import ModelPool
 from llmrank.errors import BackendError, SpecError
-from llmrank.request import Backend
+from llmrank.request import Backend, Tokenizer
 
 VLLM_URL = "http://127.0.0.1:8000/v1"
 BASE_URL = "LLMRANK_BASE_URL"
@@ -30,11 +39,16 @@ class Model(Backend, Protocol):
 
     @property
     def counting(self) -> str:
-        """How tokens are counted, in words."""
+        """How `count` counts tokens, in words."""
         ...
 
     def count(self, text: str) -> int:
-        """Tokens of a text."""
+        """Tokens of a text, without asking a server."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """How the model reads text, as exactly as can be known."""
         ...
 
 
@@ -62,8 +76,33 @@ def _openai(name: str, base_url: str | None, options: Mapping[str, str]) -> Mode
     return _made("openai", OpenAIBackend, _named(name, base_url), options, base_url=base_url)
 
 
+def _batch(name: str, base_url: str | None, options: Mapping[str, str]) -> Model:
+    from llmrank.backends.batch import BatchBackend
+
+    return _made("batch", BatchBackend, _named(name, base_url), options, base_url=base_url)
+
+
+def _decisions(name: str, base_url: str | None, options: Mapping[str, str]) -> Model:
+    from llmrank.backends.decisions import DecisionsBackend
+
+    return _made("decisions", DecisionsBackend, _named(name, base_url), options, base_url=base_url)
+
+
 def _vllm(name: str, base_url: str | None, options: Mapping[str, str]) -> Model:
     return _openai(name, base_url or VLLM_URL, options)
+
+
+def _vllm_offline(name: str, base_url: str | None, options: Mapping[str, str]) -> Model:
+    from llmrank.backends.vllm import VllmBackend
+
+    return _made("vllm-offline", VllmBackend, name, options)
+
+
+def _score(name: str, base_url: str | None, options: Mapping[str, str]) -> Model:
+    from llmrank.backends.score import ScoreBackend
+
+    url = base_url or VLLM_URL
+    return _made("score", ScoreBackend, _named(name, url), options, base_url=url)
 
 
 def _oracle(name: str, base_url: str | None, options: Mapping[str, str]) -> Model:
@@ -78,6 +117,12 @@ def _encoder(name: str, base_url: str | None, options: Mapping[str, str]) -> Mod
     return _made("local", SentenceEncoder, name, options)
 
 
+def _promptreps(name: str, base_url: str | None, options: Mapping[str, str]) -> Model:
+    from llmrank.backends.promptreps import PromptReps
+
+    return _made("promptreps", PromptReps, name, options)
+
+
 Opener = Callable[[str, str | None, Mapping[str, str]], Model]
 
 MODELS: Mapping[str, Opener] = {
@@ -85,17 +130,27 @@ MODELS: Mapping[str, Opener] = {
     "cross": _cross,
     "seq2seq": _seq2seq,
     "openai": _openai,
+    "batch": _batch,
+    "decisions": _decisions,
     "vllm": _vllm,
+    "vllm-offline": _vllm_offline,
+    "score": _score,
     "oracle": _oracle,
 }
-ENCODERS: Mapping[str, Opener] = {"local": _encoder, "openai": _openai, "vllm": _vllm}
+ENCODERS: Mapping[str, Opener] = {
+    "local": _encoder,
+    "openai": _openai,
+    "batch": _batch,
+    "promptreps": _promptreps,
+    "vllm": _vllm,
+}
 
 
 def connect(name: str | None = None, *, base_url: str | None = None) -> Model:
     """The language model of a name such as `openai:gpt-4.1-mini`.
 
     Without a name it is the only model of the server at `base_url` (or $LLMRANK_BASE_URL), and
-    without either the small local one.
+    without either the small local one. Several URLs with commas between serve as one pool.
     """
     return _connect(MODELS, name, base_url)
 
@@ -107,6 +162,9 @@ def connect_encoder(name: str | None = None, *, base_url: str | None = None) -> 
 
 def _connect(kinds: Mapping[str, Opener], name: str | None, base_url: str | None) -> Model:
     base_url = base_url or os.environ.get(BASE_URL) or None
+    urls = [url.strip() for url in (base_url or "").split(",") if url.strip()]
+    if len(urls) > 1:
+        return ModelPool([_connect(kinds, name, url) for url in urls])
     if not name:
         name = "openai" if base_url else "local"
     kind, _, rest = name.partition(":")

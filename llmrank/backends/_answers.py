@@ -23,7 +23,12 @@ ABSENT = -9999.0
 
 
 class Failure(Exception):
-    """One request that failed, where another one may succeed. `status` is 0 without an answer."""
+    """One request that failed, where another one may succeed. `status` is 0 without an answer.
+
+    `overflow` says that the prompt was too long, `late` that no answer came in time; `finish` that
+    the server declined to answer, which is an outcome and no error. `throttled` failures are of too
+    much at once.
+    """
 
     def __init__(
         self,
@@ -33,21 +38,29 @@ class Failure(Exception):
         transient: bool = False,
         retry_after: float | None = None,
         usage: Usage | None = None,
+        overflow: bool = False,
+        late: bool = False,
+        finish: str = "",
     ) -> None:
         super().__init__(message)
+        self.throttled = late or status in (429, 503)
         self.status, self.transient, self.retry_after = status, transient, retry_after
+        self.overflow, self.finish = overflow, finish
         self.usage = usage or Usage()
 
     @property
     def rejected(self) -> bool:
         """Whether the server did not accept the request as it was put."""
-        return self.status in (400, 422)
+        return self.status in (400, 422) and not (self.overflow or self.finish)
 
     def reply(self) -> Reply:
         """The failure as what is handed back."""
+        if self.finish:
+            return Reply(finish=self.finish, usage=self.usage)
         return Reply(
             error=str(self),
             transient=self.transient,
+            throttled=self.throttled,
             retry_after=self.retry_after,
             usage=self.usage,
         )
@@ -144,12 +157,27 @@ def next_token(data: Mapping[str, Any]) -> tuple[list[tuple[str, float]], Reply]
     refused = bool(message and message.get("refusal"))
     finish = "refusal" if refused else choice.get("finish_reason") or "stop"
     reply = Reply(text=text, finish=finish, usage=_usage(data), model=data.get("model") or "")
-    found = choice.get("logprobs") or {}
-    if message is None:
-        first = next(iter(found.get("top_logprobs") or ()), None) or {}
-        return list(first.items()), reply
-    first = next(iter(found.get("content") or ()), None) or {}
-    return [(top["token"], top["logprob"]) for top in first.get("top_logprobs") or ()], reply
+    return _first_top(choice.get("logprobs") or {}), reply
+
+
+def _first_top(found: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """The first token's alternatives; llama.cpp sends the form of chats in completions too."""
+    if "content" in found:
+        first = next(iter(found["content"] or ()), None) or {}
+        return [(top["token"], top["logprob"]) for top in first.get("top_logprobs") or ()]
+    first = next(iter(found.get("top_logprobs") or ()), None) or {}
+    return list(first.items())
+
+
+def by_ids(top: Sequence[tuple[str, float]], ids: Mapping[int, str]) -> dict[str, float] | None:
+    """Log-probability of every form by the ids of its tokens; None unless all ids came back.
+
+    vLLM writes a token as `token_id:N` when asked to, so that no two of them read the same.
+    """
+    named = {name.removeprefix("token_id:"): logprob for name, logprob in top}
+    if not all(str(number) in named for number in ids):
+        return None
+    return pooled([(form, named[str(number)]) for number, form in ids.items()], set(ids.values()))
 
 
 def pooled(top: Sequence[tuple[str, float]], forms: set[str]) -> dict[str, float]:
@@ -173,8 +201,11 @@ def _added(a: float, b: float) -> float:
 
 def scored(data: Mapping[str, Any], request: Request) -> Reply | None:
     """The target's log-probability, or None where the answer is not about the given text."""
-    choice = _choice(data)
-    steps = _echoed_steps(choice, request.prompt + request.target) or _prompt_steps(choice)
+    if "details" in data:
+        steps, usage = _detailed_steps(data["details"] or {})
+    else:
+        choice, usage = _choice(data), _usage(data)
+        steps = _echoed_steps(choice, request.prompt + request.target) or _prompt_steps(choice)
     if not steps:
         return None
     offsets, values = steps
@@ -185,7 +216,7 @@ def scored(data: Mapping[str, Any], request: Request) -> Reply | None:
     return Reply(
         logprob=math.fsum(logprobs),
         tokens=len(logprobs),
-        usage=_usage(data),
+        usage=usage,
         model=data.get("model") or "",
     )
 
@@ -214,6 +245,16 @@ def _prompt_steps(choice: Mapping[str, Any]) -> Steps | None:
     return _starts([step.get("decoded_token", "") for step in steps]), [
         step.get("logprob") for step in steps
     ]
+
+
+def _detailed_steps(found: Mapping[str, Any]) -> tuple[Steps | None, Usage]:
+    """Steps and tokens of a reply of TGI's own route."""
+    prefill = found.get("prefill") or []
+    usage = Usage(len(prefill), found.get("generated_tokens") or 0)
+    if not prefill:
+        return None, usage
+    names = [step["text"] for step in prefill]
+    return (_starts(names), [step["logprob"] for step in prefill]), usage
 
 
 def _starts(names: Sequence[str]) -> list[int]:

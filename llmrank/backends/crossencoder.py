@@ -3,13 +3,13 @@ passage together and says how relevant the passage is."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llmrank.backends.local import InProcess
+from llmrank.backends.local import InProcess, positions
 from llmrank.errors import BackendError, CapabilityError, SpecError
-from llmrank.plan import Grade
 from llmrank.request import Reply, Request, Want
 from llmrank.types import Usage
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 LABELS = ("yes", "no")
 EXAMPLE = "cross:cross-encoder/ms-marco-MiniLM-L6-v2"
-STATED = 1_000_000
-"""A tokenizer that knows no limit names a far larger one."""
 
 
 class _Pair(NamedTuple):
@@ -39,33 +37,34 @@ class CrossEncoderBackend(InProcess[_Pair]):
     """A sequence classifier such as monoBERT or ms-marco-MiniLM, on the CPU or a GPU.
 
     `model` is a folder or a model id of the Hugging Face hub, saved by transformers or
-    sentence-transformers. It reads the query and the passage of a grade of yes or no, not the
-    wording of the prompt, of which only the limit on the words of a passage holds. One logit x is
-    read as log p(yes) = log sigmoid(x), of two the second is that of yes. A passage that does not
-    fit with its query is cut at the end by the tokenizer; its reply then has the finish `length`.
-    A query that fills the model by itself is an error of that request. Nogueira and Cho 2019,
-    arXiv 1901.04085.
+    sentence-transformers. It reads a query and a passage as they are, without a prompt, and grades
+    yes or no. One logit x is read as log p(yes) = log sigmoid(x); of two the second is that of yes,
+    and the two are normalised; a model of more classes is refused. A passage that does not fit with
+    its query is cut at the end, to the token, and its reply says so in `cut`. A query that fills
+    the model by itself is an error of that request. Nogueira and Cho 2019, arXiv 1901.04085.
     """
 
     kind = "cross"
-    wants: frozenset[Want] = frozenset({"labels"})
+    wants: frozenset[Want] = frozenset({"pair"})
 
     def __init__(self, model: str, *, dtype: str = "float32", device: str = "") -> None:
         if not model:
             raise SpecError(f"name the cross-encoder: {EXAMPLE}")
         super().__init__(model, dtype=dtype, device=device)
 
-    @property
+    @cached_property
     def context(self) -> int:
         """The most tokens that a query and a passage may have together."""
-        stated = int(self._tokenizer.model_max_length)
-        positions = int(getattr(self._model.config, "max_position_embeddings", STATED))
-        # RoBERTa's positions begin at 2, so a limit that only the model states may be 2 too high.
-        return min(stated, positions) if stated < STATED else positions - 2
+        inner = getattr(self._model.base_model, "embeddings", None)
+        table = getattr(inner, "position_embeddings", None)
+        padding = getattr(table, "padding_idx", None)
+        # RoBERTa's positions begin behind that of the padding, so that many cannot be used.
+        begin = 0 if padding is None else padding + 1
+        return min(int(self._tokenizer.model_max_length), positions(self._model.config) - begin)
 
     @property
     def _compute(self) -> Mapping[Want, Callable[[Sequence[_Pair]], list[Reply]]]:
-        return {"labels": self._labels}
+        return {"pair": self._pairs}
 
     def _load(self, dtype: torch.dtype) -> tuple[Any, Any]:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -80,19 +79,32 @@ class CrossEncoderBackend(InProcess[_Pair]):
             raise BackendError(f"{self.name} is no trained classifier: it has no {missing}")
         if model.config.num_labels > 2:
             raise BackendError(f"{self.name} has {model.config.num_labels} classes, not 1 or 2")
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = tokenizer.pad_token_id
         return tokenizer, model
 
     def _row(self, request: Request) -> _Pair:
-        query, passage = _texts(self.name, request)
-        encoded = self._tokenizer(query, passage)
+        if tuple(request.labels) != LABELS:
+            raise CapabilityError(
+                f"{self.name} grades one passage, yes or no: use the method `yesno`"
+            )
+        query, passage = request.texts
+        encoded = self._encode(query, passage)
         shortened = len(encoded["input_ids"]) > self.context
         if shortened and self._room(query) > 0:
-            encoded = self._tokenizer(
+            encoded = self._encode(
                 query, passage, truncation="only_second", max_length=self.context
             )
         return _Pair(request, encoded, shortened)
+
+    def _encode(self, query: str, passage: str, **options: object) -> Mapping[str, list[int]]:
+        # Outside a list an empty passage would go missing together with its separator.
+        encoded = self._tokenizer([query], [passage], **options)
+        return {name: encoded[name][0] for name in self._inputs}
+
+    @cached_property
+    def _inputs(self) -> list[str]:
+        """What the model takes of what its tokenizer gives."""
+        taken = signature(self._model.forward).parameters
+        return [name for name in self._tokenizer.model_input_names if name in taken]
 
     def _room(self, query: str) -> int:
         """Tokens that a query leaves for the passage."""
@@ -104,7 +116,7 @@ class CrossEncoderBackend(InProcess[_Pair]):
             return ""
         return f"the query leaves no room for a passage in {self.name}, which takes {self.context}"
 
-    def _labels(self, rows: Sequence[_Pair]) -> list[Reply]:
+    def _pairs(self, rows: Sequence[_Pair]) -> list[Reply]:
         import torch
 
         padded = self._tokenizer.pad([dict(row.encoded) for row in rows], return_tensors="pt")
@@ -120,25 +132,6 @@ def _reply(row: _Pair, yes: float, no: float) -> Reply:
     forms = row.request.labels
     return Reply(
         label_logprobs={forms["yes"][0]: yes, forms["no"][0]: no},
-        finish="length" if row.shortened else "stop",
         usage=Usage(prompt_tokens=row.width),
+        cut=int(row.shortened),
     )
-
-
-def _texts(name: str, request: Request) -> tuple[str, str]:
-    """Query and passage of a request on one line each, the passage as far as its prompt shows it.
-
-    What a prompt leaves out must not count: the request's key does not tell passages apart by it.
-    """
-    asked = request.ask
-    if not isinstance(asked, Grade) or asked.labels != LABELS:
-        raise CapabilityError(f"{name} grades one passage, yes or no: use the method `yesno`")
-    words = asked.doc.contents.split()
-    if request.cut:
-        texts = [request.prompt, *(turn.content for turn in request.messages)]
-        # Prompts part control tokens by spaces, so spaces are left out of the comparison.
-        shown = "".join("".join(texts).split())
-        counts = range(1, len(words) + 1)
-        hidden = bisect_left(counts, True, key=lambda n: "".join(words[:n]) not in shown)
-        words = words[:hidden]
-    return " ".join(asked.query.text.split()), " ".join(words)

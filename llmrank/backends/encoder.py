@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from llmrank.backends.files import fingerprint
+from llmrank.backends.tokens import Estimate
 from llmrank.errors import BackendError, MissingExtra
 from llmrank.plan import Vectors
-from llmrank.request import Reply, Request, Want
+from llmrank.request import Reply, Request, Tokenizer, Want
 from llmrank.types import Usage
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -30,6 +31,8 @@ class SentenceEncoder:
 
     wants: frozenset[Want] = frozenset({"vectors"})
     counting = "the model's tokenizer"
+    tokenizer: Tokenizer = Estimate()
+    """For prompts, which an encoder never gets."""
     batch = 32
 
     def __init__(self, model: str = "") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 import os
 import tempfile
 import time
@@ -14,9 +15,13 @@ from dataclasses import replace
 from functools import cached_property
 from importlib import util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
+import llmrank.backends.attention as attention
+from llmrank.backends._batching import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, Row, batches
+from llmrank.backends._sampling import GumbelSampling
 from llmrank.backends.files import fingerprint
+from llmrank.backends.tokens import Pretrained
 from llmrank.errors import BackendError, CapabilityError, MissingExtra, SpecError
 from llmrank.request import Message, Reply, Request, Want
 from llmrank.types import Usage
@@ -27,8 +32,8 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """Apache-2.0, 135 million parameters: ranks by likelihood on a laptop, and little else."""
 
-CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 1024, 1 << 16
-"""Padded tokens per forward pass; larger batches were slower on two cores."""
+UNLIMITED = 1 << 20
+"""Positions of a model that states no limit."""
 
 
 def cache_folder() -> Path:
@@ -78,20 +83,6 @@ def _converted(gguf: Path) -> Path:
     return target
 
 
-class Row(Protocol):
-    """A request as a model reads it."""
-
-    @property
-    def request(self) -> Request:
-        """What was asked."""
-        ...
-
-    @property
-    def width(self) -> int:
-        """Positions that the request needs."""
-        ...
-
-
 R = TypeVar("R", bound=Row)
 
 
@@ -132,20 +123,31 @@ class InProcess(Generic[R]):
 
     async def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """Replies in the order of the requests; computes while the caller waits."""
-        tokens = CPU_BATCH_TOKENS if self._place == "cpu" else GPU_BATCH_TOKENS
+        self._check_wants(requests)
         rows = [self._row(request) for request in requests]
         refused = {i: self._refused(row) for i, row in enumerate(rows)}
         replies = {i: Reply(error=problem) for i, problem in refused.items() if problem}
         for want, run in self._compute.items():
             chosen = [i for i, r in enumerate(rows) if r.request.want == want and i not in replies]
-            for batch in _batches(chosen, rows, tokens):
+            for batch in batches(chosen, rows, self._budget):
                 await asyncio.sleep(0)  # so that an interruption can arrive between batches
                 started = time.perf_counter()
                 done = run([rows[i] for i in batch])
                 seconds = (time.perf_counter() - started) / len(batch)
                 for i, reply in zip(batch, done, strict=True):
-                    replies[i] = replace(reply, model=self.name, seconds=seconds)
+                    sound = self._overflow() if _holds_nan(reply) else reply
+                    replies[i] = replace(sound, model=self.name, seconds=seconds)
         return [replies[i] for i in range(len(requests))]
+
+    def _check_wants(self, requests: Sequence[Request]) -> None:
+        for missing in {request.want for request in requests} - self.wants:
+            can = ", ".join(sorted(self.wants))
+            raise CapabilityError(f"{self.identity} cannot give {missing}; it gives: {can}")
+
+    def _overflow(self) -> Reply:
+        """What stands for a reply computed from values that are not numbers."""
+        remedy = "" if self._dtype == "float32" else "; dtype=float32 may not"
+        return Reply(error=f"{self.name} computes NaN, no numbers, in {self._dtype}{remedy}")
 
     async def close(self) -> None:
         """Nothing to let go of."""
@@ -153,6 +155,15 @@ class InProcess(Generic[R]):
     def count(self, text: str) -> int:
         """Tokens of a text."""
         return len(self._ids(text))
+
+    @cached_property
+    def tokenizer(self) -> Pretrained:
+        """How the model reads text; its weights are not loaded for that."""
+        return Pretrained(self._folder)
+
+    def _folder(self) -> str:
+        """What transformers loads."""
+        return self._source
 
     @property
     def _compute(self) -> Mapping[Want, Callable[[Sequence[R]], list[Reply]]]:
@@ -175,22 +186,41 @@ class InProcess(Generic[R]):
 
         return self._device or ("cuda" if torch.cuda.is_available() else "cpu")
 
+    @property
+    def _budget(self) -> int:
+        """Tokens of a batch, with the padding."""
+        return CPU_BATCH_TOKENS if self._place == "cpu" else GPU_BATCH_TOKENS
+
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         import torch
+        from safetensors import SafetensorError
         from transformers.utils import logging
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
             tokenizer, model = self._load(getattr(torch, self._dtype))
-        except (OSError, ValueError) as error:
+            model = model.to(self._place).eval()
+        except (
+            AssertionError,
+            KeyError,
+            OSError,
+            RuntimeError,
+            SafetensorError,
+            ValueError,
+        ) as error:
             raise BackendError(
                 f"cannot load the {self.kind} model {self._source!r}: {error}"
             ) from error
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        return tokenizer, model.to(self._place).eval()
+        if tokenizer.pad_token_id is None:
+            raise BackendError(f"the tokenizer of {self.name} has no token to pad or to end with")
+        # Classifiers made from causal models look for it to find where a row ends.
+        if getattr(model.config, "pad_token_id", None) is None:
+            model.config.pad_token_id = tokenizer.pad_token_id
+        return tokenizer, model
 
     @property
     def _tokenizer(self) -> Any:  # noqa: ANN401 - transformers' tokenizers share no useful type
@@ -239,30 +269,43 @@ class LocalBackend(InProcess[Tokens]):
     kind = "local"
     pads = "left"
     """The side on which rows are padded: on the left they end together."""
-    wants: frozenset[Want] = frozenset({"text", "labels", "likelihood"})
+    wants: frozenset[Want] = frozenset({"text", "labels", "likelihood", "attention"})
 
-    def __init__(self, model: str = "", *, dtype: str = "float32", device: str = "") -> None:
+    def __init__(
+        self, model: str = "", *, dtype: str = "float32", device: str = "", heads: str = ""
+    ) -> None:
         packaged = packaged_default() if not model else None
         super().__init__(str(packaged or model or DEFAULT_MODEL), dtype=dtype, device=device)
         if packaged:
             self.name = packaged.stem
+        self._heads = attention.parse_heads(heads)
+        if heads:
+            self._content += f",heads={heads}"
 
     @property
     def context(self) -> int:
         """The most tokens that a prompt and its answer may have together."""
-        return int(getattr(self._model.config, "max_position_embeddings", 1 << 20))
+        return positions(self._model.config)
 
     @property
     def _compute(self) -> Mapping[Want, Callable[[Sequence[Tokens]], list[Reply]]]:
-        return {"likelihood": self._likelihood, "labels": self._labels, "text": self._text}
+        return {
+            "likelihood": self._likelihood,
+            "labels": self._labels,
+            "text": self._text,
+            "attention": self._attention,
+        }
 
     def _load(self, dtype: torch.dtype) -> tuple[Any, Any]:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        path = Path(self._source)
-        source = _converted(path) if path.suffix == ".gguf" else self._source
+        source = self._folder()
         tokenizer = AutoTokenizer.from_pretrained(source)
         return tokenizer, AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+
+    def _folder(self) -> str:
+        path = Path(self._source)
+        return str(_converted(path)) if path.suffix == ".gguf" else self._source
 
     def _row(self, request: Request) -> Tokens:
         target = self._ids(request.target) if request.target else []
@@ -271,16 +314,20 @@ class LocalBackend(InProcess[Tokens]):
         return Tokens(request, self._chat(request.messages), target)
 
     def _chat(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a chat, up to where the reply begins."""
+        return self._ids(self._chat_text(messages))
+
+    def _chat_text(self, messages: Sequence[Message]) -> str:
+        """A chat as the model reads it, up to where the reply begins."""
         if not self._tokenizer.chat_template:
             raise CapabilityError(f"{self.name} has no chat template; use a plain-text prompt")
         turns = [{"role": turn.role, "content": turn.content} for turn in messages]
-        text = self._tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True
+        return str(
+            self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         )
-        return self._ids(text)
 
     def _refused(self, row: Tokens) -> str:
+        if not row.prompt:
+            return "the prompt is empty"
         return "" if row.width <= self.context else self._too_long(row.width)
 
     def _too_long(self, width: int) -> str:
@@ -290,29 +337,43 @@ class LocalBackend(InProcess[Tokens]):
         )
 
     def _likelihood(self, rows: Sequence[Tokens]) -> list[Reply]:
-        longest = max(len(row.target) for row in rows)
         replies = []
-        for row, logprobs in zip(rows, self._next_logprobs(rows, longest + 1), strict=True):
-            # The last position predicts what follows the target, so it is left out.
-            steps = logprobs[-len(row.target) - 1 : -1]
+        for row, steps in zip(rows, self._target_logprobs(rows), strict=True):
             picked = steps[range(len(row.target)), row.target].double()
             usage = Usage(prompt_tokens=len(row.tokens))
             replies.append(Reply(logprob=float(picked.sum()), tokens=len(row.target), usage=usage))
         return replies
 
+    def _target_logprobs(self, rows: Sequence[Tokens]) -> list[torch.Tensor]:
+        """For each row, log-probabilities before every token of its target: (tokens, vocab)."""
+        longest = max(len(row.target) for row in rows)
+        # The last position predicts what follows the target, so it is left out.
+        return [
+            logprobs[-len(row.target) - 1 : -1]
+            for row, logprobs in zip(rows, self._next_logprobs(rows, longest + 1), strict=True)
+        ]
+
     def _labels(self, rows: Sequence[Tokens]) -> list[Reply]:
         replies = []
         for row, logprobs in zip(rows, self._first_logprobs(rows).cpu(), strict=True):
-            seen: dict[int, str] = {}
-            for form in (form for forms in row.request.labels.values() for form in forms):
-                token = self._single_token(form)
-                # Some tokenizers read a form with and without a space as one token: it counts once.
-                if token is not None:
-                    seen.setdefault(token, form)
             usage = Usage(prompt_tokens=len(row.prompt))
-            found = {form: float(logprobs[token]) for token, form in seen.items()}
-            replies.append(Reply(label_logprobs=found, usage=usage))
+            ids = self._label_ids(row.request)
+            read = {form: float(logprobs[token]) for token, form in ids.items()}
+            replies.append(Reply(label_logprobs=read, usage=usage))
         return replies
+
+    def _label_ids(self, request: Request) -> dict[int, str]:
+        """The forms that are one token, by that token."""
+        seen: dict[int, str] = {}
+        for label, forms in request.labels.items():
+            found = [(self._single_token(form), form) for form in forms]
+            known = [(token, form) for token, form in found if token is not None]
+            if not known:
+                raise CapabilityError(f"the label {label!r} is no single token of {self.name}")
+            # Some tokenizers read a form with and without a space as one token: it counts once.
+            for token, form in known:
+                seen.setdefault(token, form)
+        return seen
 
     def _single_token(self, form: str) -> int | None:
         """The token that a form is; none where it is several or not in the vocabulary."""
@@ -325,6 +386,10 @@ class LocalBackend(InProcess[Tokens]):
 
     def _next_logprobs(self, rows: Sequence[Tokens], keep: int) -> torch.Tensor:
         """Log-probabilities of the next token at the last `keep` positions: (rows, keep, vocab)."""
+        return self._next_logits(rows, keep).log_softmax(-1)
+
+    def _next_logits(self, rows: Sequence[Tokens], keep: int) -> torch.Tensor:
+        """Scores of the next token at the last `keep` positions, float32: (rows, keep, vocab)."""
         import torch
 
         ids, mask = self._padded([row.tokens for row in rows])
@@ -337,7 +402,8 @@ class LocalBackend(InProcess[Tokens]):
                 logits_to_keep=keep,
                 use_cache=False,
             )
-            return out.logits.float().log_softmax(-1)
+            logits: torch.Tensor = out.logits.float()
+        return logits
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and attention mask of rows, padded to the width of the longest."""
@@ -353,10 +419,28 @@ class LocalBackend(InProcess[Tokens]):
     def _beside(self, row: Sequence[int], padding: list[int]) -> list[int]:
         return [*padding, *row] if self.pads == "left" else [*row, *padding]
 
+    def _attention(self, rows: Sequence[Tokens]) -> list[Reply]:
+        """One prompt at a time: its passages are as long as a batch."""
+        replies = []
+        for request in (row.request for row in rows):
+            text = self._chat_text(request.messages) if request.messages else request.prompt
+            shown = request.messages[request.spans[0].turn].content if request.messages else text
+            begin = text.rfind(shown)
+            if begin < 0:
+                replies.append(Reply(error=f"the chat template of {self.name} changes messages"))
+                continue
+            marks = [(begin + start, begin + end) for _, start, end in request.spans]
+            spans = attention.located(self._tokenizer, text, marks)
+            found = attention.masses(self._model, spans, self._heads)
+            usage = Usage(prompt_tokens=len(spans.prefix) + sum(map(len, spans.queries)))
+            replies.append(Reply(attention=tuple(found), usage=usage))
+        return replies
+
     def _text(self, rows: Sequence[Tokens]) -> list[Reply]:
         import torch
 
         ids, mask = self._padded([row.prompt for row in rows])
+        sampling = GumbelSampling([row.request for row in rows])
         with torch.inference_mode():
             out = self._model.generate(
                 input_ids=ids,
@@ -368,13 +452,19 @@ class LocalBackend(InProcess[Tokens]):
                 top_p=None,
                 top_k=None,
                 pad_token_id=self._tokenizer.pad_token_id,
-                logits_processor=[_GumbelSampling([row.request for row in rows])],
+                logits_processor=[sampling],
                 stop_strings=sorted({stop for row in rows for stop in row.request.params.stop})
                 or None,
                 tokenizer=self._tokenizer,
             )
         new = out[:, self._begins(ids) :].tolist()
-        return [self._written(row, tokens) for row, tokens in zip(rows, new, strict=True)]
+        replies = [self._written(row, tokens) for row, tokens in zip(rows, new, strict=True)]
+        return [
+            self._overflow()
+            if sampling.broken.get(i, math.inf) < reply.usage.completion_tokens
+            else reply
+            for i, reply in enumerate(replies)
+        ]
 
     def _begins(self, ids: torch.Tensor) -> int:
         """Where in what `generate` returns for these ids the reply begins."""
@@ -398,53 +488,11 @@ class LocalBackend(InProcess[Tokens]):
         return frozenset({*several, self._tokenizer.eos_token_id, self._tokenizer.pad_token_id})
 
 
-def _batches(chosen: Sequence[int], rows: Sequence[Row], tokens: int) -> list[list[int]]:
-    """Positions grouped by length, longest first, so that little padding is computed."""
-    batches: list[list[int]] = []
-    for i in sorted(chosen, key=lambda i: (-rows[i].width, i)):
-        # The first of a batch is its longest, so it sets the width.
-        fits = batches and (len(batches[-1]) + 1) * rows[batches[-1][0]].width <= tokens
-        # Stop marks hold for a whole batch.
-        if fits and rows[batches[-1][0]].request.params.stop == rows[i].request.params.stop:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
+def positions(config: Any) -> int:  # noqa: ANN401 - transformers' configurations are untyped
+    """The most positions a model can tell apart; `UNLIMITED` where it states no number of them."""
+    stated = getattr(config, "max_position_embeddings", None)
+    return int(stated) if stated and stated > 0 else UNLIMITED
 
 
-class _GumbelSampling:
-    """Sampling as greedy choice: adding seeded Gumbel noise to the log-probabilities of a row and
-    taking the maximum draws from its distribution, so a sample depends on its own seed alone and
-    not on what else is in the batch."""
-
-    def __init__(self, requests: Sequence[Request]) -> None:
-        import torch
-
-        self._params = [request.params for request in requests]
-        self._noise = [
-            torch.Generator().manual_seed(params.seed or 0) if params.temperature else None
-            for params in self._params
-        ]
-
-    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        out = scores.float().clone()
-        for row, (params, source) in enumerate(zip(self._params, self._noise, strict=True)):
-            if source is None:
-                continue
-            logprobs = _nucleus((out[row] / params.temperature).log_softmax(-1), params.top_p)
-            uniform = torch.rand(logprobs.shape, generator=source).clamp_min(1e-20)
-            out[row] = logprobs - (-uniform.log()).log().to(logprobs.device)
-        return out
-
-
-def _nucleus(logprobs: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Leave only the smallest set of tokens that holds `top_p` of the probability."""
-    if top_p >= 1.0:
-        return logprobs
-    ordered, indices = logprobs.sort(descending=True)
-    before = ordered.exp().cumsum(-1) - ordered.exp()
-    kept = logprobs.clone()
-    kept[indices[before >= top_p]] = float("-inf")
-    return kept
+def _holds_nan(reply: Reply) -> bool:
+    return any(map(math.isnan, (*reply.label_logprobs.values(), reply.logprob or 0.0)))

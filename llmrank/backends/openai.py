@@ -1,81 +1,79 @@
-"""A server that speaks the OpenAI API: OpenAI itself, vLLM, SGLang, llama.cpp or Ollama."""
+"""A server that speaks the OpenAI API: OpenAI itself, Azure, vLLM, SGLang, llama.cpp, Ollama ..."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NoReturn, cast
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any
 
 import llmrank.backends.tokens as tokens
 from llmrank.backends._answers import (
     Failure,
+    by_ids,
     next_token,
     pooled,
     read,
-    retry_after,
     scored,
     text_reply,
     vectors_reply,
 )
-from llmrank.errors import BackendError, CapabilityError, InputError
-from llmrank.request import Params, Reply, Request, Want
-
-if TYPE_CHECKING:
-    import openai
-
-OPENAI_URL = "https://api.openai.com/v1"
-CHAT, COMPLETIONS, EMBEDDINGS = "/chat/completions", "/completions", "/embeddings"
-
-TOP, FEWER = 20, 5
-"""How many of the likeliest tokens are asked for, and how many where the server refuses that."""
-
-LIKELIHOOD_WAYS: Sequence[tuple[str, Mapping[str, object]]] = (
-    ("echo", {"echo": True, "logprobs": 0, "max_tokens": 0}),
-    ("echo", {"echo": True, "logprobs": 1, "max_tokens": 0}),
-    ("prompt_logprobs", {"prompt_logprobs": 0, "max_tokens": 1}),
+from llmrank.backends._wire import NoRoute, Wire
+from llmrank.backends.dialects import (
+    CHAT,
+    COMPLETIONS,
+    DIALECTS,
+    EMBEDDINGS,
+    IDS,
+    LIKELIHOOD,
+    MOST_IDS,
+    THINKING_OFF,
+    UNKNOWN,
+    Dialect,
 )
-"""How to get log-probabilities of a given text, in the order of trying; the last is vLLM's own."""
+from llmrank.backends.wrappers.base import side_by_side
+from llmrank.errors import CapabilityError, SpecError
+from llmrank.request import Reply, Request, Tokenizer, Want
 
-_UNSENT = [
-    f"X-Stainless-{name}"
-    for name in ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
-]
-"""What the SDK tells about this machine in every request: no server needs it, and it takes time."""
-
-_MOST_STOPS = 4
-_CONNECT_SECONDS = 10.0
-_NO_SUCH_MODEL = re.compile(r"model.{0,120}?(not exist|not found|no access)|model_not_found", re.S)
-_TOO_LONG = re.compile(
-    r"context[ _](length|window|size)|maximum context|too many tokens|prompt is too long"
-)
 _LOGPROBS = re.compile(r"log_?prob|top_n_tokens")
+_LIMIT = re.compile(r"max_(completion_)?tokens")
+_NOT_TAKEN = re.compile(r"support|unrecogni[sz]ed|unknown|unexpected|extra|not permitted")
 
 
-class Rejection(BackendError):
-    """The server refuses every request of this kind: key, account, model or route."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learnt:
+    """What is known of a server beyond its dialect; empty is not known yet.
 
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
+    `limit` is the field that limits a chat reply, `unsent` are parameters that the server refuses.
+    `labels` maps the route to the way of getting label probabilities that works, `likelihood` is
+    the way of scoring a given text, `thinking` what keeps a reasoning model from thinking,
+    `structured` what makes it write JSON of a schema: names in `llmrank.backends.dialects`.
+    `context` is how many tokens a prompt and its reply may have together, and `tokenizes` whether
+    the server's tokenizer can be asked.
+    """
 
-
-class NoRoute(Rejection):
-    """The server has no such route, or not for this model."""
+    dialect: str = UNKNOWN
+    limit: str = ""
+    unsent: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    likelihood: str = ""
+    thinking: str = ""
+    structured: str = ""
+    context: int | None = None
+    tokenizes: bool = False
 
 
 class OpenAIBackend:
     """A model behind an OpenAI-compatible server, asked one HTTP request at a time.
 
-    The key is `api_key`, else $OPENAI_API_KEY; the server is `base_url`, else $OPENAI_BASE_URL,
-    else OpenAI. `timeout` is in seconds and holds for a whole request. Connections belong to the
-    event loop of the first request; `close` lets go of them.
+    `base_url`, `api_key` and `timeout` (seconds, for a whole request) are those of `Wire`.
+    `dialect` names the kind of server where its address does not tell and nobody probes it.
+    `thinking` lets a reasoning model think before it answers; otherwise it is kept from it where a
+    probe found out how. `tokenizer` is a folder or hub id with the model's tokenizer, and `context`
+    the tokens that a prompt and its reply may have together, where the server tells neither.
     """
 
     wants: frozenset[Want] = frozenset({"text", "labels", "likelihood", "vectors"})
@@ -88,31 +86,50 @@ class OpenAIBackend:
         base_url: str | None = None,
         api_key: str | None = None,
         timeout: float = 120.0,
+        dialect: str = "",
+        thinking: bool = False,
+        tokenizer: str = "",
+        context: int = 0,
     ) -> None:
-        given = base_url or os.environ.get("OPENAI_BASE_URL")
+        if dialect and dialect not in DIALECTS:
+            raise SpecError(f"no dialect {dialect!r}; the dialects are: {', '.join(DIALECTS)}")
         self.model = model
-        self._url = (given or OPENAI_URL).rstrip("/")
-        parts = _checked(self._url)
-        self.url = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        self.wire = Wire(base_url, api_key, timeout, model)
+        self.wire.dialect = dialect or self.wire.dialect
+        self.url = self.wire.url
         """Where the server is, without credentials."""
-        self._key = api_key or os.environ.get("OPENAI_API_KEY") or ("EMPTY" if given else "")
-        if not self._key:
-            raise BackendError("no API key: set OPENAI_API_KEY, or name a server with --base-url")
-        self._secrets = [s for s in (self._key, parts.password) if s and s != "EMPTY"]
-        self.official = (parts.hostname or "").endswith("api.openai.com")
-        """Whether the server is OpenAI's own."""
-        self._timeout = timeout
-        self._top = {CHAT: TOP, COMPLETIONS: TOP}
-        self._way: int | None = None
-        self._opened: openai.AsyncOpenAI | None = None
+        self.learnt = Learnt(dialect=self.wire.dialect)
+        self._thinking, self._folder, self._context = thinking, tokenizer, context or None
+        self._ids: dict[str, tuple[int, ...]] = {}
+        self._tokenizes = True
+        self._tokenizing = asyncio.Lock()
 
     def __repr__(self) -> str:
         return f"OpenAIBackend({self.identity!r})"
 
     @property
     def identity(self) -> str:
-        """The model and its server."""
-        return f"openai:{self.model}@{self.url}"
+        """The model and its server, and whether it is kept from thinking."""
+        quiet = "#thinking=off" if self._quiet else ""
+        return f"openai:{self.model}@{self.url}{quiet}"
+
+    @property
+    def dialect(self) -> Dialect:
+        """What this kind of server takes."""
+        return DIALECTS[self.learnt.dialect]
+
+    @property
+    def _quiet(self) -> Mapping[str, object]:
+        """What keeps the model from thinking, if that is known and wanted."""
+        return {} if self._thinking else THINKING_OFF.get(self.learnt.thinking, {})
+
+    def adopt(self, learnt: Learnt) -> None:
+        """Use what a probe found out."""
+        self.learnt = learnt
+        self.__dict__.pop("tokenizer", None)
+
+    def _learn(self, **found: Any) -> None:  # noqa: ANN401 - fields of Learnt
+        self.learnt = replace(self.learnt, **found)
 
     async def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """Replies in the order of the requests, one HTTP call for each.
@@ -120,39 +137,45 @@ class OpenAIBackend:
         Raises `CapabilityError` where the server cannot give what a request wants, and
         `BackendError` where the key, the account or the model is refused.
         """
-        if len(requests) == 1:
-            return [await self._one(requests[0])]
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._one(request)) for request in requests]
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return [task.result() for task in tasks]
+        return await side_by_side([self._one(request) for request in requests])
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._opened is not None:
-            opened, self._opened = self._opened, None
-            await opened.close()
+        await self.wire.close()
 
     def count(self, text: str) -> int:
         """Tokens of a text, as `counting` says."""
-        return self._counter[0](text)
+        return self._counter.count(text)
 
     @property
     def counting(self) -> str:
         """How tokens are counted, in words."""
-        return self._counter[1]
+        return self._counter.counting
 
     @cached_property
-    def _counter(self) -> tuple[Callable[[str], int], str]:
-        return tokens.counter(self.model)
+    def tokenizer(self) -> Tokenizer:
+        """How the model reads text: the most exact that is known of, the server's own included."""
+        url, key = self.wire.account if self.learnt.tokenizes else ("", "")
+        context = self._context or self.learnt.context
+        return tokens.choose(self.model, folder=self._folder, served=url, key=key, context=context)
+
+    @cached_property
+    def _counter(self) -> Tokenizer:
+        return tokens.choose(self.model, folder=self._folder)
+
+    async def send(self, path: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
+        """One HTTP call as `Wire.send`, for routes that answer with a JSON object."""
+        data = await self.wire.send(path, body)
+        if not isinstance(data, dict):
+            told = f"an error: {self.url} answered with something that is no JSON object"
+            raise Failure(told, status=200, transient=True)
+        return data
 
     async def _one(self, request: Request) -> Reply:
         started = time.perf_counter()
         try:
             if request.want == "text":
-                reply = await self._text(request)
+                reply = await self.text(request)
             elif request.want == "labels":
                 reply = await self._labels(request)
             elif request.want == "likelihood":
@@ -163,78 +186,204 @@ class OpenAIBackend:
             reply = failure.reply()
         return replace(reply, seconds=time.perf_counter() - started)
 
-    async def _text(self, request: Request) -> Reply:
+    async def text(self, request: Request, wish: Mapping[str, object] | None = None) -> Reply:
+        """The generated text; `wish` goes into the body beside what the request says."""
+        return read(text_reply, await self._ask(request, request.params.max_tokens, wish or {}))
+
+    async def _ask(
+        self, request: Request, max_tokens: int, wish: Mapping[str, object]
+    ) -> dict[str, Any]:
+        """The server's answer; a parameter that it refuses is left out from then on."""
         path = CHAT if request.messages else COMPLETIONS
-        data = await self.send(path, self._body(request, request.params.max_tokens))
-        return read(text_reply, data)
+        while True:
+            body = {**self._body(request, max_tokens), **wish}
+            try:
+                return await self.send(path, body)
+            except Failure as failure:
+                if not (failure.rejected and self._adapts(str(failure).lower(), body)):
+                    raise
+
+    def _adapts(self, said: str, body: Mapping[str, object]) -> bool:
+        """Learn from a refusal which field not to send; whether to ask again."""
+        if not _NOT_TAKEN.search(said):
+            return False
+        if "temperature" in said and "temperature" in body:
+            self._learn(unsent=("temperature",))
+            return True
+        if not ("messages" in body and _LIMIT.search(said)):
+            return False
+        if self.limit in body:
+            others = [name for name in self.dialect.limits if name not in body]
+            if self.learnt.limit or not others:
+                return False
+            self._learn(limit=others[0])
+        return True
+
+    @property
+    def limit(self) -> str:
+        """The field that limits the length of a chat reply."""
+        return self.learnt.limit or self.dialect.limits[0]
+
+    def _body(self, request: Request, max_tokens: int) -> dict[str, object]:
+        """What is common to chat and completions; parameters at their defaults stay out."""
+        params = request.params
+        body: dict[str, object] = {"model": self.model, "temperature": params.temperature}
+        if request.messages:
+            body["messages"] = [{"role": m.role, "content": m.content} for m in request.messages]
+            body |= self._quiet
+        else:
+            body["prompt"] = request.prompt
+        body[self.limit if request.messages else "max_tokens"] = max_tokens
+        if params.top_p != 1.0:
+            body["top_p"] = params.top_p
+        if params.stop:
+            most = self.dialect.most_stops
+            if most is not None and len(params.stop) > most:
+                raise CapabilityError(f"{self.url} takes at most {most} stop sequences")
+            body["stop"] = list(params.stop)
+        if params.seed is not None:
+            body["seed"] = params.seed
+        return {name: value for name, value in body.items() if name not in self.learnt.unsent}
 
     async def _labels(self, request: Request) -> Reply:
-        top, reply = await self.next_token(request)
+        path = CHAT if request.messages else COMPLETIONS
+        known, ways = self.learnt.labels.get(path), self.dialect.labels
+        refused, tried = "", True
+        for way in ways[ways.index(known) :] if known in ways else ways:
+            try:
+                found = await self.labels_by(way, request)
+            except Failure as failure:
+                if not (failure.rejected and _LOGPROBS.search(str(failure).lower())):
+                    raise
+                refused = f" ({failure})"
+                continue
+            if found is None:
+                # Labels that are no single tokens say nothing about the server.
+                tried = not (way == IDS and self._tokenizes) or bool(await self._label_ids(request))
+                continue
+            if tried and found.finish not in ("refusal", "content_filter"):
+                self._learn(labels={**self.learnt.labels, path: way})
+            return found
+        if known:
+            raise Failure(f"the answer holds no log-probabilities{refused}", status=200)
+        raise CapabilityError(
+            f"{self.url} returns no log-probabilities for {self.model}{refused}: ask a method that "
+            "reads text (listwise), or a server that returns them (vLLM, SGLang, llama.cpp)"
+        )
+
+    async def labels_by(self, way: str, request: Request) -> Reply | None:
+        """Log-probabilities of the labels, asked for in one way of the dialect.
+
+        None where the server answered without them, or where no label is a single token.
+        """
+        ids: dict[int, str] = {}
+        if way == IDS:
+            ids = await self._label_ids(request)
+            if not 0 < len(ids) <= MOST_IDS:
+                return None
+            wish: dict[str, object] = {
+                "logprobs": True if request.messages else 1,
+                "logprob_token_ids": list(ids),
+                "return_tokens_as_token_ids": True,
+            }
+        else:
+            count = int(way.removeprefix("top-"))
+            wish = {"logprobs": True, "top_logprobs": count}
+            if not request.messages:
+                wish = {"logprobs": count}
+        data = await self._ask(request, 1, {**wish, **self.dialect.firm})
+        return read(lambda answered: self._labelled(answered, request, ids), data)
+
+    @staticmethod
+    def _labelled(
+        answered: Mapping[str, Any], request: Request, ids: Mapping[int, str]
+    ) -> Reply | None:
+        top, reply = next_token(answered)
         if reply.finish in ("refusal", "content_filter"):
             return reply
+        if ids:
+            exact = by_ids(top, ids)
+            return None if exact is None else replace(reply, text="", label_logprobs=exact)
         if not top:
-            raise CapabilityError(
-                f"{self.url} returns no log-probabilities for {self.model}: ask a method that "
-                "reads text (listwise), or a server that returns them (vLLM, SGLang, llama.cpp)"
-            )
+            return None
         forms = {form for forms in request.labels.values() for form in forms}
         return replace(reply, label_logprobs=pooled(top, forms))
 
-    async def next_token(self, request: Request) -> tuple[list[tuple[str, float]], Reply]:
-        """The likeliest next tokens with their log-probabilities, and the reply they came with.
+    async def _label_ids(self, request: Request) -> dict[int, str]:
+        """The forms that are one token, by its id; two forms of one id are counted once."""
+        found: dict[int, str] = {}
+        async with self._tokenizing:
+            for forms in request.labels.values():
+                for form in forms:
+                    if self._tokenizes and form not in self._ids:
+                        self._ids[form] = await self._single_ids(form)
+                    for number in self._ids.get(form, ()):
+                        found.setdefault(number, form)
+        return found
 
-        The list is empty where the server reports none; `CapabilityError` where it refuses to.
+    async def _single_ids(self, form: str) -> tuple[int, ...]:
+        """Ids that the form has as one token, at the start of a text and after a line break.
+
+        Tokenizers that put a space before a text have two ids for a word.
         """
-        path = CHAT if request.messages else COMPLETIONS
-        body = self._body(request, 1)
-        while True:
-            top = self._top[path]
-            wish = (
-                {"logprobs": True, "top_logprobs": top} if request.messages else {"logprobs": top}
-            )
-            try:
-                data = await self.send(path, body | wish)
-            except Failure as failure:
-                self._ask_fewer(path, top, failure)
-                continue
-            return read(next_token, data)
+        try:
+            alone = await self.encode(form)
+            line, after = await self.encode("\n"), await self.encode(f"\n{form}")
+        except CapabilityError:
+            self._tokenizes = False
+            return ()
+        found = alone if len(alone) == 1 else []
+        if after[:-1] == line:
+            found = [*found, after[-1]]
+        return tuple(dict.fromkeys(found))
 
-    def _ask_fewer(self, path: str, top: int, failure: Failure) -> None:
-        """Lower how many tokens are asked for, where that is what the server refused."""
-        if not (failure.rejected and _LOGPROBS.search(str(failure).lower())):
-            raise failure
-        if top <= FEWER:
-            raise CapabilityError(
-                f"{self.url} gives no log-probabilities for {self.model} ({failure}): "
-                "ask a method that reads text (listwise)"
-            ) from None
-        self._top[path] = FEWER
+    async def encode(self, text: str) -> list[int]:
+        """Token ids of a text by the server's own tokenizer, without special tokens.
+
+        Raises `CapabilityError` where it has no route for that.
+        """
+        tokenizer = self.dialect.tokenizer
+        if tokenizer is None:
+            raise CapabilityError(f"{self.url} ({self.learnt.dialect}) has no tokenizer route")
+        body = {"model": self.model, tokenizer.field: text, **tokenizer.more}
+        try:
+            data = await self.wire.send(tokenizer.path, body)
+        except (NoRoute, Failure) as error:
+            if isinstance(error, Failure) and not error.rejected:
+                raise
+            raise CapabilityError(f"{self.url} does not tokenize ({error})") from None
+        rows = data.get("tokens") if isinstance(data, dict) else data
+        if not isinstance(rows, list):
+            raise CapabilityError(f"{self.url} does not tokenize: it sent no tokens")
+        return [int(row["id"] if isinstance(row, dict) else row) for row in rows]
 
     async def _likelihood(self, request: Request) -> Reply:
-        ways = range(len(LIKELIHOOD_WAYS)) if self._way is None else (self._way,)
-        refused: list[str] = []
-        for way in ways:
+        known, gone = self.learnt.likelihood, ""
+        reason = f"{self.learnt.dialect} has no route for it"
+        for name in (known,) if known else self.dialect.likelihood:
+            if (path := LIKELIHOOD[name].path) == gone:
+                continue
             try:
-                reply = await self.score(request, LIKELIHOOD_WAYS[way][1])
+                reply = await self.score(request, name)
             except NoRoute as error:
-                refused.append(str(error))
-                break
+                reason, gone = str(error), path
+                continue
             except Failure as failure:
-                if self._way is not None or not failure.rejected or _TOO_LONG.search(str(failure)):
+                if known or not failure.rejected:
                     raise
-                refused.append(str(failure))
+                reason = str(failure)
                 continue
             if reply is not None:
-                self._way = way
+                self._learn(likelihood=name)
                 return reply
-        reason = refused[-1] if refused else "it ignores `echo` and `prompt_logprobs`"
+            reason = "it ignores `echo` and `prompt_logprobs`"
         raise CapabilityError(
             f"{self.url} cannot score a given text with {self.model}: {reason}. Query likelihood "
             "works with vLLM's completions, or with a local model (--model local)"
         )
 
-    async def score(self, request: Request, wish: Mapping[str, object]) -> Reply | None:
-        """Log-probability of the target after the prompt, asked for in one of `LIKELIHOOD_WAYS`.
+    async def score(self, request: Request, name: str) -> Reply | None:
+        """Log-probability of the target after the prompt, asked for in one way of `LIKELIHOOD`.
 
         None where the server answered but not with the log-probabilities of the given text.
         """
@@ -243,18 +392,22 @@ class OpenAIBackend:
                 "a server scores a given text after a plain-text prompt only: for query likelihood "
                 "use a prompt template without chat messages"
             )
-        body: dict[str, object] = {"model": self.model, "prompt": request.prompt + request.target}
-        data = await self.send(COMPLETIONS, body | {"temperature": 0.0, **wish})
-        return read(lambda answered: scored(answered, request), data)
+        way = LIKELIHOOD[name]
+        common: dict[str, object] = {} if way.native else {"model": self.model, "temperature": 0.0}
+        body = {**common, way.text: request.prompt + request.target, **way.body}
+        data = await self.wire.send(way.path, body)
+        answered = data[0] if isinstance(data, list) and data else data
+        return read(lambda found: scored(found, request), answered)
+
+    async def embed(self, request: Request) -> Reply:
+        """The embeddings of the request's texts."""
+        texts = list(request.texts)
+        body = {"model": self.model, "input": texts, "encoding_format": "float"}
+        return read(vectors_reply, await self.send(EMBEDDINGS, body))
 
     async def _vectors(self, request: Request) -> Reply:
-        body = {
-            "model": self.model,
-            "input": list(request.texts),
-            "encoding_format": "float",
-        }
         try:
-            data = await self.send(EMBEDDINGS, body)
+            return await self.embed(request)
         except (NoRoute, Failure) as error:
             rejected = isinstance(error, Failure) and error.rejected
             if isinstance(error, Failure) and not (rejected and "support" in str(error).lower()):
@@ -263,143 +416,3 @@ class OpenAIBackend:
                 f"{self.url} gives no embeddings with {self.model} ({error}): "
                 "name an embedding model, or a server that runs one"
             ) from None
-        return read(vectors_reply, data)
-
-    def _body(self, request: Request, max_tokens: int) -> dict[str, object]:
-        """What is common to chat and completions; parameters at their defaults stay out."""
-        params: Params = request.params
-        body: dict[str, object] = {"model": self.model, "temperature": params.temperature}
-        if request.messages:
-            body["messages"] = [{"role": m.role, "content": m.content} for m in request.messages]
-        else:
-            body["prompt"] = request.prompt
-        # Other servers know `max_tokens` alone or both; OpenAI's reasoning models only the other.
-        newer = self.official and request.messages
-        body["max_completion_tokens" if newer else "max_tokens"] = max_tokens
-        if params.top_p != 1.0:
-            body["top_p"] = params.top_p
-        if params.stop:
-            if self.official and len(params.stop) > _MOST_STOPS:
-                raise CapabilityError(f"OpenAI takes at most {_MOST_STOPS} stop sequences")
-            body["stop"] = list(params.stop)
-        if params.seed is not None:
-            body["seed"] = params.seed
-        return body
-
-    async def send(self, path: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
-        """One HTTP call, POST with a body and GET without, and the JSON object it returned.
-
-        `path` is relative to the base URL or a whole URL. Raises `Failure`, or `Rejection` where
-        asking again would be of no use.
-        """
-        client = self._client()
-        import openai
-
-        try:
-            async with asyncio.timeout(self._timeout):
-                # As text: the SDK's models cost more than the whole rest of reading a reply, and
-                # do not check anything.
-                if body is None:
-                    text = await client.get(path, cast_to=str)
-                else:
-                    text = await client.post(path, cast_to=str, body=body)
-        except TimeoutError:
-            raise self._late() from None
-        except openai.APIStatusError as error:
-            self._raise_status(path, error)
-        except openai.APIConnectionError as error:
-            raise self._unreachable(error) from None
-        except UnicodeEncodeError:
-            raise Failure("the text holds lone surrogates, which cannot be sent") from None
-        try:
-            data = json.loads(text)
-        except ValueError:
-            raise Failure(
-                f"{self.url} answered with something that is not JSON: {self._told(text)[:80]!r}",
-                status=200,
-                transient=True,
-            ) from None
-        if not isinstance(data, dict) or data.get("error"):
-            told = self._told(data)
-            raise Failure(f"{self.url} answered with an error: {told}", status=200, transient=True)
-        return data
-
-    def _client(self) -> openai.AsyncOpenAI:
-        if self._opened is None:
-            import openai
-
-            try:
-                transport = openai.DefaultAioHttpClient()
-            except RuntimeError as error:
-                raise BackendError(
-                    "the HTTP transport is missing: pip install 'openai[aiohttp]'"
-                ) from error
-            connect = min(_CONNECT_SECONDS, self._timeout)
-            self._opened = openai.AsyncOpenAI(
-                api_key=self._key,
-                base_url=self._url,
-                max_retries=0,
-                timeout=openai.Timeout(self._timeout, connect=connect),
-                http_client=transport,
-                default_headers=dict.fromkeys(_UNSENT, cast("str", openai.Omit())),
-            )
-        return self._opened
-
-    def _late(self) -> Failure:
-        return Failure(f"{self.url} did not answer within {self._timeout:g} s", transient=True)
-
-    def _unreachable(self, error: BaseException) -> Failure:
-        # The SDK calls most lost connections a timeout; the first cause knows better.
-        cause = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        if isinstance(cause, TimeoutError):
-            return self._late()
-        told = self._told(str(cause) or type(cause).__name__)
-        return Failure(f"no answer from {self.url}: {told}", transient=True)
-
-    def _raise_status(self, path: str, error: openai.APIStatusError) -> NoReturn:
-        """Raise what an HTTP status other than 200 means."""
-        status, told = error.status_code, self._told(error.body or error.message)
-        where = f"{self.url} (HTTP {status}): {told}"
-        if status in (401, 403):
-            raise Rejection(
-                f"not allowed by {where}; check OPENAI_API_KEY and what it may use", status
-            ) from None
-        if status == 402 or "insufficient_quota" in (error.code, error.type):
-            raise Rejection(f"no credit left at {where}; check the account", status) from None
-        if status in (404, 405, 501):
-            if status == 404 and _NO_SUCH_MODEL.search(f"{error.code} {told}".lower()):
-                raise Rejection(f"unknown model at {where}; check --model", status) from None
-            raise NoRoute(
-                f"no {path} for {self.model} at {where}; check that the base URL ends in /v1",
-                status,
-            ) from None
-        transient = status in (408, 409, 429) or status >= 500
-        if not transient and _TOO_LONG.search(f"{error.code} {told}".lower()):
-            told = (
-                f"the prompt does not fit the model's context length ({told}): show fewer or "
-                "shorter passages (--passage-words, a smaller window)"
-            )
-        raise Failure(
-            f"HTTP {status} from {self.url}: {told}",
-            status=status,
-            transient=transient,
-            retry_after=retry_after(error.response.headers) if transient else None,
-        ) from None
-
-    def _told(self, body: object) -> str:
-        """What a server said went wrong, on one line and without secrets."""
-        while isinstance(body, dict):
-            body = body.get("message") or body.get("detail") or body.get("error") or str(body)
-        text = " ".join(str(body).split())
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text[:300]
-
-
-def _checked(url: str) -> Any:  # noqa: ANN401 - urlsplit's result type has no public name
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError("the base URL is not one", remedy="write it like http://localhost:8000/v1")
-    return parts

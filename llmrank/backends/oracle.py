@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from random import Random
 
+from llmrank.backends.tokens import Estimate
 from llmrank.backends.wrappers import expected_usage
 from llmrank.errors import InputError
 from llmrank.plan import Attend, Grade, Likelihood, Order, Pick, Write
-from llmrank.request import Reply, Request, Want
+from llmrank.request import Reply, Request, Tokenizer, Want
 from llmrank.types import Document, Query, Usage
 
 SHARPNESS = 4.0
@@ -30,7 +31,8 @@ class Oracle:
 
     wants: frozenset[Want] = frozenset({"text", "labels", "likelihood", "attention"})
     batch = 1
-    counting = "estimate: 4 characters a token"
+    tokenizer: Tokenizer = Estimate()
+    counting = Estimate.counting
 
     def __init__(
         self,
@@ -64,8 +66,8 @@ class Oracle:
         """Nothing to let go of."""
 
     def count(self, text: str) -> int:
-        """Tokens of a text, taken as one for four characters."""
-        return -(-len(text) // 4)
+        """Tokens of a text, estimated."""
+        return self.tokenizer.count(text)
 
     def _one(self, request: Request) -> Reply:
         ask = request.ask
@@ -94,7 +96,7 @@ class Oracle:
             return Reply(attention=tuple(utilities), usage=usage, model="oracle")
         if request.want == "labels":
             forms = (forms[0] for forms in request.labels.values())
-            logprobs = _softmax([SHARPNESS * utility for utility in utilities])
+            logprobs = log_softmax([SHARPNESS * utility for utility in utilities])
             found = dict(zip(forms, logprobs, strict=True))
             return Reply(label_logprobs=found, usage=usage, model="oracle")
         best = sorted(range(len(ask.docs)), key=lambda i: (-utilities[i], i))
@@ -124,11 +126,12 @@ def grade_of(judged: Mapping[str, int], doc_id: str) -> int:
 def _label_logprobs(utility: float, labels: Mapping[str, tuple[str, ...]]) -> dict[str, float]:
     """Labels stand best first; each is the likelier, the nearer its level is to the utility."""
     levels = [1 - i / max(1, len(labels) - 1) for i in range(len(labels))]
-    logprobs = _softmax([-SHARPNESS * (utility - level) ** 2 for level in levels])
+    logprobs = log_softmax([-SHARPNESS * (utility - level) ** 2 for level in levels])
     return {forms[0]: value for forms, value in zip(labels.values(), logprobs, strict=True)}
 
 
-def _softmax(scores: Sequence[float]) -> list[float]:
+def log_softmax(scores: Sequence[float]) -> list[float]:
+    """Logarithms of the probabilities that are proportional to exp(score)."""
     # Without the largest taken out first, a score far from 0 would underflow.
     top = max(scores)
     norm = top + math.log(math.fsum(math.exp(score - top) for score in scores))

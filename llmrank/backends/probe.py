@@ -1,67 +1,119 @@
-"""Finding out what an OpenAI-compatible server can do, with about ten tiny requests."""
+"""Finding out what an OpenAI-compatible server can do, each thing by its effect, and keeping it."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from urllib.parse import urlsplit
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from llmrank.backends._answers import Failure
-from llmrank.backends.openai import LIKELIHOOD_WAYS, NoRoute, OpenAIBackend, Rejection
-from llmrank.errors import BackendError, CapabilityError
-from llmrank.plan import Write
-from llmrank.request import Message, Params, Reply, Request, Want
+from llmrank.backends._trials import Capability, Trials
+from llmrank.backends.dialects import DIALECTS, LIKELIHOOD, STRUCTURED, THINKING_OFF
+from llmrank.backends.openai import Learnt, OpenAIBackend
+from llmrank.errors import BackendError
 
-QUESTION = "Is water wet? Answer Yes or No."
-
-
-@dataclass(frozen=True, slots=True)
-class Capability:
-    """Whether a server can do something, and a short note: how, or why not."""
-
-    works: bool
-    note: str = ""
-
-    def __bool__(self) -> bool:
-        return self.works
+FILE = "probe.json"
+FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
     """What a server that answered can do with one model.
 
-    `models` are the ids it lists and `version` is what /version says, both empty where it says
-    nothing. `seconds` is the time of a one-token call, None where it generates no text.
+    `server` is its dialect, `version` and `models` what it says of itself, `context` the tokens
+    that a prompt and its answer may have together: empty or None where it does not say. `seconds`
+    is the time of a one-token call. `can` holds every capability by name. `sample` are the real
+    probabilities of Yes and No for a question whose answer is obvious, empty without any.
+    `settled` is false where trouble left something open. `learnt` is what the backend uses.
     """
 
     url: str
     model: str
-    models: tuple[str, ...]
+    server: str
     version: str
-    chat: Capability
-    completions: Capability
-    chat_logprobs: Capability
-    completion_logprobs: Capability
-    echo: Capability
-    prompt_logprobs: Capability
-    embeddings: Capability
+    models: tuple[str, ...]
+    context: int | None
     seconds: float | None
+    can: Mapping[str, Capability]
+    sample: Mapping[str, float]
+    settled: bool
+    learnt: Learnt
 
     @property
     def uses(self) -> Mapping[str, str]:
         """For each family of methods what it will use, or why it is not available."""
+        chat, plain = self.can["chat_logprobs"], self.can["completion_logprobs"]
+        labels = _use((f"chat, {chat.note}", chat), (f"completions, {plain.note}", plain))
+        scored = ((name.split(",")[0], name) for name in LIKELIHOOD)
+        ways = [(name, self.can[name]) for name in dict(scored) if name in self.can]
         return {
-            "listwise": _use(("chat text", self.chat), ("completions text", self.completions)),
-            "yes/no": _use(
-                (f"label probabilities from {self.chat_logprobs.note}", self.chat_logprobs),
-                (
-                    f"label probabilities from {self.completion_logprobs.note} of completions",
-                    self.completion_logprobs,
-                ),
+            "pointwise labels": labels,
+            "likelihood": _use(*ways),
+            "listwise text": _use(
+                ("chat text", self.can["chat"]), ("completions text", self.can["completions"])
             ),
-            "likelihood": _use(("echo", self.echo), ("prompt_logprobs", self.prompt_logprobs)),
-            "dense": _use(("embeddings", self.embeddings)),
+            "listwise labels": labels,
+            "attention": "not available: no server shows its attention; use --model local",
+            "dense": _use(("embeddings", self.can["embeddings"])),
         }
+
+    def save(self, folder: Path) -> None:
+        """Keep this in a folder's `probe.json`, beside what is kept of other servers there."""
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        content = {"format": FORMAT, "servers": {**_kept(folder), self._name: asdict(self)}}
+        draft = folder / f"{FILE}.{os.getpid()}"
+        draft.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        draft.replace(folder / FILE)
+
+    @classmethod
+    def load(cls, folder: Path, url: str, model: str) -> Probe | None:
+        """What is kept of a server and a model; None where nothing is, or nothing readable."""
+        try:
+            return cls._from(_kept(folder)[_key(url, model)])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+
+    @classmethod
+    def _from(cls, row: Mapping[str, Any]) -> Probe:
+        learnt = Learnt(**{**row["learnt"], "unsent": tuple(row["learnt"]["unsent"])})
+        _check(learnt)
+        can = {name: Capability(**found) for name, found in row["can"].items()}
+        probe = cls(**{**row, "models": tuple(row["models"]), "can": can, "learnt": learnt})
+        _ = probe.uses
+        return probe
+
+    @property
+    def _name(self) -> str:
+        return _key(self.url, self.model)
+
+
+def _key(url: str, model: str) -> str:
+    return f"{url} {model}"
+
+
+def _kept(folder: Path) -> dict[str, Any]:
+    """The rows of a folder's file; none where it is absent, broken or of another format."""
+    try:
+        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return dict(content["servers"]) if content["format"] == FORMAT else {}
+    except (OSError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def _check(learnt: Learnt) -> None:
+    """Raise `KeyError` where a name is in no table, as of another version of the program."""
+    dialect = DIALECTS[learnt.dialect]
+    for name, table in (
+        (learnt.likelihood, LIKELIHOOD),
+        (learnt.thinking, THINKING_OFF),
+        (learnt.structured, STRUCTURED),
+    ):
+        if name and name not in table:
+            raise KeyError(name)
+    if not set(learnt.labels.values()) <= set(dialect.labels):
+        raise KeyError(str(learnt.labels))
 
 
 def _use(*choices: tuple[str, Capability]) -> str:
@@ -69,156 +121,52 @@ def _use(*choices: tuple[str, Capability]) -> str:
     for name, capability in choices:
         if capability:
             return name
-    return f"not available: {choices[0][1].note}"
+    return f"not available: {choices[0][1].note if choices else 'this server has no such route'}"
 
 
-async def probe(backend: OpenAIBackend) -> Probe:
-    """What the backend's server can do with its model.
+async def probe(backend: OpenAIBackend, *, wait: float = 0.5) -> Probe:
+    """What the backend's server can do with its model, found out with about thirty tiny requests.
 
-    Raises `BackendError` where nothing answers, or where the key, the account or the model is
-    refused; a missing capability is never an error.
+    The backend uses what was found from then on. A request that fails for a moment is put again
+    twice, after `wait` seconds and twice that, or as long as the server asks. Raises `BackendError`
+    where nothing answers, or where the key, the account or the model is refused; a missing
+    capability is never an error.
     """
-    models = await _models(backend)
-    version = await _version(backend)
-    trial = _Trial(backend)
-    chat = await trial.run(trial.chat)
-    completions = await trial.run(trial.completions)
-    found = Probe(
+    trials = Trials(backend, wait)
+    await trials.identify()
+    can = await trials.all()
+    if trials.blocked and not (can["chat"] or can["completions"] or can["embeddings"]):
+        raise BackendError(trials.blocked[0])
+    return Probe(
         url=backend.url,
         model=backend.model,
-        models=models,
-        version=version,
-        chat=chat,
-        completions=completions,
-        chat_logprobs=await trial.run(trial.chat_logprobs) if chat else chat,
-        completion_logprobs=(
-            await trial.run(trial.completion_logprobs) if completions else completions
-        ),
-        echo=await trial.run(trial.echo) if completions else completions,
-        prompt_logprobs=await trial.run(trial.prompt_logprobs) if completions else completions,
-        embeddings=await trial.run(trial.embeddings),
-        seconds=trial.seconds,
+        server=backend.learnt.dialect,
+        version=trials.version,
+        models=trials.models,
+        context=trials.context,
+        seconds=trials.seconds,
+        can=can,
+        sample=trials.sample,
+        settled=not trials.blocked,
+        learnt=replace(backend.learnt, context=trials.context, tokenizes=bool(can["tokenizer"])),
     )
-    if trial.blocked and not (chat or completions or found.embeddings):
-        raise BackendError(trial.blocked[0])
+
+
+def recall(backend: OpenAIBackend, folders: Sequence[Path]) -> bool:
+    """Make a backend use what one of the folders keeps of its server; whether one does."""
+    for folder in folders:
+        if (found := Probe.load(folder, backend.url, backend.model)) is not None:
+            backend.adopt(found.learnt)
+            return True
+    return False
+
+
+async def settle(backend: OpenAIBackend, folder: Path | None) -> Probe:
+    """Make a backend use what its server can do: as kept in the folder, else probed and kept."""
+    found = None if folder is None else Probe.load(folder, backend.url, backend.model)
+    if found is None:
+        found = await probe(backend)
+        if folder is not None and found.settled:
+            found.save(folder)
+    backend.adopt(found.learnt)
     return found
-
-
-def _request(want: Want, *, chat: bool = False) -> Request:
-    return Request(
-        ask=Write("probe", ()),
-        want=want,
-        messages=(Message("user", QUESTION),) if chat else (),
-        prompt="" if chat else QUESTION,
-        target=" Yes, it is." if want == "likelihood" else "",
-        texts=("water", "fire") if want == "vectors" else (),
-        params=Params(max_tokens=1),
-    )
-
-
-async def _models(backend: OpenAIBackend) -> tuple[str, ...]:
-    try:
-        listed = (await backend.send("/models")).get("data")
-    except Failure as failure:
-        if not failure.status:
-            raise BackendError(str(failure)) from None
-        return ()
-    except Rejection as rejection:
-        if rejection.status == 401:
-            raise
-        return ()
-    rows = listed if isinstance(listed, list) else []
-    return tuple(str(row["id"]) for row in rows if isinstance(row, dict) and "id" in row)
-
-
-async def _version(backend: OpenAIBackend) -> str:
-    """The version of a server that tells it; OpenAI's does not."""
-    parts = urlsplit(backend.url)
-    if backend.official:
-        return ""
-    try:
-        answer = await backend.send(f"{parts.scheme}://{parts.netloc}/version")
-    except (Failure, Rejection):
-        return ""
-    return str(answer.get("version") or "")
-
-
-class _Trial:
-    """The calls that try one thing each; `blocked` are the answers that leave it open."""
-
-    def __init__(self, backend: OpenAIBackend) -> None:
-        self._backend = backend
-        self.blocked: list[str] = []
-        self.seconds: float | None = None
-
-    async def run(self, call: Callable[[], Awaitable[Capability]]) -> Capability:
-        try:
-            return await call()
-        except Failure as failure:
-            if failure.transient:
-                self.blocked.append(str(failure))
-            return Capability(False, str(failure))
-        except (CapabilityError, NoRoute) as error:
-            return Capability(False, str(error))
-        except Rejection as rejection:
-            # A key may be good for some routes only.
-            if rejection.status != 403:
-                raise
-            self.blocked.append(str(rejection))
-            return Capability(False, str(rejection))
-
-    async def chat(self) -> Capability:
-        return await self._generates(_request("text", chat=True))
-
-    async def completions(self) -> Capability:
-        return await self._generates(_request("text"))
-
-    async def chat_logprobs(self) -> Capability:
-        return await self._reports_top(_request("labels", chat=True))
-
-    async def completion_logprobs(self) -> Capability:
-        return await self._reports_top(_request("labels"))
-
-    async def echo(self) -> Capability:
-        return await self._scores("echo")
-
-    async def prompt_logprobs(self) -> Capability:
-        return await self._scores("prompt_logprobs")
-
-    async def embeddings(self) -> Capability:
-        reply = await self._asked(_request("vectors"))
-        if reply.vectors is None or reply.vectors.ndim != 2:
-            return Capability(False, "no vectors")
-        return Capability(True, f"{reply.vectors.shape[1]} dimensions")
-
-    async def _generates(self, request: Request) -> Capability:
-        reply = await self._asked(request)
-        if self.seconds is None:
-            self.seconds = reply.seconds
-        return Capability(True)
-
-    async def _asked(self, request: Request) -> Reply:
-        (reply,) = await self._backend.answer([request])
-        if reply.error:
-            raise Failure(reply.error, transient=reply.transient)
-        return reply
-
-    async def _reports_top(self, request: Request) -> Capability:
-        top, _ = await self._backend.next_token(request)
-        if not top:
-            return Capability(False, "the server returns no log-probabilities")
-        return Capability(True, f"top-{len(top)}")
-
-    async def _scores(self, name: str) -> Capability:
-        note = f"the server ignores {name}"
-        for way, wish in LIKELIHOOD_WAYS:
-            if way != name:
-                continue
-            try:
-                reply = await self._backend.score(_request("likelihood"), wish)
-            except Failure as failure:
-                note = str(failure)
-                continue
-            if reply is not None:
-                return Capability(True, f"{reply.tokens} tokens scored")
-        return Capability(False, note)

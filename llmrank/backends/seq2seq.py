@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmrank.backends.local import LocalBackend, Tokens
 from llmrank.errors import CapabilityError, SpecError
-from llmrank.request import Message, Reply
-from llmrank.types import Usage
+from llmrank.request import Message, Want
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +30,7 @@ class Seq2SeqBackend(LocalBackend):
 
     kind = "seq2seq"
     pads = "right"
+    wants: frozenset[Want] = frozenset({"text", "labels", "likelihood"})
 
     def __init__(self, model: str, *, dtype: str = "float32", device: str = "") -> None:
         if not model:
@@ -55,18 +55,15 @@ class Seq2SeqBackend(LocalBackend):
         return list(self._tokenizer(text)["input_ids"])
 
     def _refused(self, row: Tokens) -> str:
+        if not row.prompt:
+            return "the prompt is empty"
         answer = len(self._prefix) + len(row.target) + row.generated
         width = max(len(row.prompt), answer)
         return "" if width <= self.context else self._too_long(width)
 
-    def _likelihood(self, rows: Sequence[Tokens]) -> list[Reply]:
-        logprobs = self._decoded(rows, [row.target for row in rows])
-        replies = []
-        for row, steps in zip(rows, logprobs, strict=True):
-            picked = steps[range(len(row.target)), row.target].double()
-            usage = Usage(prompt_tokens=len(row.tokens))
-            replies.append(Reply(logprob=float(picked.sum()), tokens=len(row.target), usage=usage))
-        return replies
+    def _target_logprobs(self, rows: Sequence[Tokens]) -> list[torch.Tensor]:
+        steps = self._decoded(rows, [row.target for row in rows])
+        return [found[: len(row.target)] for row, found in zip(rows, steps, strict=True)]
 
     def _first_logprobs(self, rows: Sequence[Tokens]) -> torch.Tensor:
         return self._decoded(rows, [[] for _ in rows])[:, 0]

@@ -25,7 +25,9 @@ def estimate(
     """Count the calls, tokens, money and rounds of a rerank run before anything is sent.
 
     Give the flags of the rerank command, --out too: answers that its journal or those beside it
-    have are known and cost nothing.
+    have are known and cost nothing. Methods whose calls depend on the answers have a range of
+    calls, from a model that confirms the first-stage order to the most that there can be; rounds,
+    tokens and cost are those of the former.
     """
     from tempfile import TemporaryDirectory
 
@@ -45,13 +47,15 @@ def estimate(
     if as_json:
         screen.show({"method": str(chosen), "model": identity, **asdict(found)})
         return
+    # The fewest are those of a model that confirms the first-stage order.
+    more = f" to {found.calls_at_most:,}" if found.calls_at_most > found.calls else ""
     screen.table(
         ["", ""],
         [
             ["method", str(chosen)],
             ["model", identity],
             ["queries", f"{found.queries:,}"],
-            ["calls, if the order is confirmed", f"{found.calls:,}"],
+            ["calls", f"{found.calls:,}{more}"],
             ["answers known", f"{found.known:,}"],
             ["rounds, longest query", f"{found.rounds:,}"],
             ["prompt tokens", f"{found.usage.prompt_tokens:,}"],

@@ -80,8 +80,34 @@ PassageWords = Annotated[
     int | None,
     _option("--passage-words", panel=MODEL, least=1, help="Show at most N words of a passage."),
 ]
+PassageTokens = Annotated[
+    int | None,
+    _option("--passage-tokens", panel=MODEL, least=1, help="Show at most N tokens of a passage."),
+]
+Truncation = Annotated[
+    str | None,
+    _option(
+        "--truncation",
+        panel=MODEL,
+        help="Which part of a longer passage is shown: head, tail or middle (both ends).",
+    ),
+]
 InFlight = Annotated[
     int, _option("--in-flight", panel=MODEL, least=1, help="Requests under way at once (servers).")
+]
+Rpm = Annotated[
+    int | None, _option("--rpm", panel=MODEL, least=1, help="Requests per minute (servers).")
+]
+Tpm = Annotated[
+    int | None, _option("--tpm", panel=MODEL, least=1, help="Tokens per minute (servers).")
+]
+Hedge = Annotated[
+    bool,
+    _option(
+        "--hedge",
+        panel=MODEL,
+        help="Ask again, 5 % of the requests at most, where an answer takes 3 times the median.",
+    ),
 ]
 Encoder = Annotated[
     str | None,
@@ -102,6 +128,15 @@ MaxCost = Annotated[
 ]
 MaxSeconds = Annotated[
     float | None, _option("--max-seconds", panel=CAPS, least=0, help="Deadline.")
+]
+Probe = Annotated[
+    bool,
+    _option(
+        "--probe/--no-probe",
+        panel=MODEL,
+        envvar="LLMRANK_PROBE",
+        help="First find out what a new server can do (about 30 tiny requests, once a folder).",
+    ),
 ]
 Prices = Annotated[
     str,
@@ -137,6 +172,8 @@ _SHARED: Mapping[str, tuple[object, object]] = {
     "base_url": (BaseUrl, None),
     "prompt": (Prompt, None),
     "passage_words": (PassageWords, None),
+    "passage_tokens": (PassageTokens, None),
+    "truncation": (Truncation, None),
     "in_flight": (InFlight, 32),
     "prices": (Prices, ""),
 }
@@ -146,6 +183,10 @@ _SENDING: Mapping[str, tuple[object, object]] = {
     "max_cost": (MaxCost, None),
     "max_seconds": (MaxSeconds, None),
     "max_failures": (MaxFailures, 0.1),
+    "rpm": (Rpm, None),
+    "tpm": (Tpm, None),
+    "hedge": (Hedge, False),
+    "probe": (Probe, True),
 }
 _EMBEDDING: Mapping[str, tuple[object, object]] = {
     "encoder": (Encoder, None),

@@ -52,9 +52,10 @@ def render(
 ) -> None:
     """Print exactly what a model is sent for a query and passages."""
     from llmrank import prompts
+    from llmrank.backends.tokens import Estimate
 
     shown = passage or ["Dense retrieval compares vectors of queries and documents."]
-    request = prompts.example(name, query, shown)
+    request = prompts.example(name, query, shown, Estimate())
     if as_json:
         screen.show(
             {

@@ -44,6 +44,7 @@ def rerank(
     screen.note(f"{chosen} by {asked.identity}, into {out or UNNAMED}")
     with trec.rereadable(run) as first:
         inputs = api.Inputs(api.RunInput(first, corpus, queries, limit), chosen.depth)
+        inputs.attempt(chosen)
         # Not earlier, so that a mistake in what was given leaves no folder behind.
         folder = RunFolder(out or UNNAMED)
         with (

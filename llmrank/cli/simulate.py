@@ -61,6 +61,7 @@ Bias = Annotated[
     float, _judge("--bias", help="Grade steps that the last place shown loses against the first.")
 ]
 Seeds = Annotated[int, _judge("--seeds", min=1, help="Judges drawn; figures are means over them.")]
+At = Annotated[int, typer.Option("--at", min=1, help="Depth of nDCG.")]
 PassageTokens = Annotated[
     int, _data("--passage-tokens", min=1, help="Tokens taken for each document shown.")
 ]
@@ -73,6 +74,7 @@ def simulate(
     n: Depth = 100,
     queries_count: Count = None,
     first_stage: FirstStage = 0.5,
+    at: At = 10,
     passage_tokens: PassageTokens = 120,
     noise: Deviation = 1.1,
     fixed: Fixed = 0.5,
@@ -86,7 +88,7 @@ def simulate(
     Calls, rounds, documents shown and tokens are means per query; tokens are --passage-tokens for
     each document shown and 100 for each call. The interval is over queries, the difference is that
     to the first stage on the same queries. Drawn data have grades 0 to 3 in the shares .70, .12,
-    .12 and .06. Costs that depend on no answer are exact; nDCG@10 is only as good as the judge.
+    .12 and .06. Costs that depend on no answer are exact; nDCG is only as good as the judge.
     """
     from llmrank import rerank
     from llmrank.api import simulation
@@ -96,13 +98,19 @@ def simulate(
     cases = _cases(run, qrels, n, queries_count, first_stage)
     with screen.progress("simulating", len(rankers) * len(cases) * seeds) as progress:
         found = simulation.simulate(
-            rankers, cases, judge, seeds=seeds, passage_tokens=passage_tokens, progress=progress
+            rankers,
+            cases,
+            judge,
+            seeds=seeds,
+            depth=at,
+            passage_tokens=passage_tokens,
+            progress=progress,
         )
     if as_json:
         data = {"queries": len(cases), "seeds": seeds, "judge": asdict(judge)}
-        screen.show({**data, "methods": [_record(prediction) for prediction in found]})
+        screen.show({**data, "methods": [_record(prediction, at) for prediction in found]})
     else:
-        _print(found)
+        _print(found, at)
 
 
 def _cases(
@@ -117,11 +125,11 @@ def _cases(
     return simulation.synthetic_cases(count or 50, n, first_stage=first_stage)
 
 
-def _record(found: Prediction) -> dict[str, Any]:
+def _record(found: Prediction, at: int) -> dict[str, Any]:
     gain = found.gain
     return {
         "method": found.method,
-        "nDCG@10": found.ndcg.mean,
+        f"nDCG@{at}": found.ndcg.mean,
         "interval": found.ndcg.interval,
         "standard_error_over_seeds": found.error,
         "difference": None if gain is None else gain.difference,
@@ -133,12 +141,12 @@ def _record(found: Prediction) -> dict[str, Any]:
     }
 
 
-def _print(predictions: list[Prediction]) -> None:
-    columns = ["method", "nDCG@10", "95 % interval", "difference", "95 % interval"]
+def _print(predictions: list[Prediction], at: int) -> None:
+    columns = ["method", f"nDCG@{at}", "95 % interval", "difference", "95 % interval"]
     columns += ["calls", "rounds", "shown", "tokens"]
     rows = []
     for found in predictions:
-        record = _record(found)
+        record = _record(found, at)
         rows.append(
             [
                 found.method,

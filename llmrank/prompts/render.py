@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import llmrank.prompts.replies as replies
-from llmrank.errors import SpecError
+from llmrank.errors import SpecError, TooLong
 from llmrank.plan import (
     Answer,
     Ask,
@@ -24,8 +24,20 @@ from llmrank.plan import (
     Write,
     need,
 )
+from llmrank.prompts.passages import (
+    LEAST,
+    Limits,
+    Truncation,
+    clean,
+    excess,
+    level,
+    prompt_tokens,
+    reply_tokens,
+    shorten,
+)
+from llmrank.prompts.spans import marked, unmarked
 from llmrank.prompts.template import LETTERS, Kind, Passage, Template, load
-from llmrank.request import Message, Params, Reply, Request, Want
+from llmrank.request import Message, Params, Reply, Request, Span, Tokenizer, Want
 from llmrank.types import Document, Query
 
 KINDS: Mapping[type[Ask[Any]], Kind] = {
@@ -60,20 +72,7 @@ AGAIN = (
     "Reply again in exactly the form asked for and add nothing else."
 )
 
-# The bar of some models' tokens is full-width.
-_CONTROL = re.compile(
-    r"<(?=[|\uff5c])|(?<=[|\uff5c])>"
-    r"|<(?=/?(?:s|bos|eos|pad|unk|mask|think|thinking|tool_call|tool_response"
-    r"|start_of_turn|end_of_turn|start_of_image|end_of_utterance|extra_id_\d+|unused\d+)>)"
-    r"|<(?=</?SYS>>)"
-    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|gMASK)\])"
-)
 _IDENTIFIER = re.compile(r"\[(\s*\d+\s*)\]")
-
-
-def clean(text: str) -> str:
-    """Text from outside on one line, its chat control tokens made harmless."""
-    return " ".join(_CONTROL.sub(r" \g<0> ", text).split())
 
 
 @dataclass(frozen=True)
@@ -81,32 +80,68 @@ class PromptSet:
     """Which template serves which ask: the defaults, and what the user put in their place.
 
     `overrides` maps a kind of ask (`order`, `grade`, `likelihood`) or a write task to the name or
-    path of a template. `passage_words`, when given, holds for all templates. `by_id` is for a judge
-    that goes by the ids of query and documents: requests with equal texts then differ.
+    path of a template. `passage_words` and `passage_tokens`, when one is given, take the place of
+    the limits of all templates, and `truncation` of what they keep of a longer passage. `by_id` is
+    for a judge that goes by the ids of query and documents: requests with equal texts then differ.
+    `pairs` is for a model that grades a query and a passage as they are: of a template only its
+    limits on a passage hold. `tokenizer` is how the model reads text: with it a prompt too long
+    for the model is made to fit, or refused.
     """
 
     overrides: Mapping[str, str | Path] = field(default_factory=dict)
     passage_words: int | None = None
     by_id: bool = False
+    pairs: bool = False
+    passage_tokens: int | None = None
+    truncation: Truncation | None = None
+    tokenizer: Tokenizer | None = None
     _loaded: dict[tuple[str, str | Path], Template] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     def __post_init__(self) -> None:
-        if self.passage_words is not None and self.passage_words < 1:
-            raise SpecError("passage_words must be at least 1")
+        Limits(self.passage_words, self.passage_tokens, self.truncation or "head")
 
     def template(self, item: Ask[Any]) -> Template:
         """The template for an ask."""
-        needed = need(item)
-        if needed.ask not in KINDS:
-            raise SpecError(f"no prompt can word an ask of the kind {needed.ask.__name__}")
-        graded = isinstance(item, Grade) and item.labels != YES_NO
-        return self._template(slot_of(needed), KINDS[needed.ask], SCALE if graded else "")
+        return self.slot(need(item))
 
     def slot(self, needed: Need) -> Template:
         """The template for whatever needs this."""
-        return self._template(slot_of(needed), KINDS[needed.ask])
+        if needed.ask not in KINDS:
+            raise SpecError(f"no prompt can word an ask of the kind {needed.ask.__name__}")
+        graded = needed.ask is Grade and needed.labels not in ((), YES_NO)
+        return self._template(slot_of(needed), KINDS[needed.ask], SCALE if graded else "")
+
+    def check(self, needed: Need) -> None:
+        """Raise `SpecError` for a template that cannot serve what is needed."""
+        template = self.slot(needed)
+        place = f"prompt {template.name!r}"
+        if needed.labels and template.labels and set(needed.labels) != set(template.labels):
+            raise SpecError(
+                f"{place} has the labels {', '.join(template.labels)}; "
+                f"the method asks for {', '.join(needed.labels)}"
+            )
+        if needed.n > 1 and "n" not in template.placeholders:
+            raise SpecError(
+                f"{place} asks for the best passage alone, the method for up to {needed.n}: "
+                "a prompt with {{ n }} in it is needed"
+            )
+        limit = self._limits(template).words
+        if limit is not None and needed.words > limit:
+            raise SpecError(
+                f"passages of {needed.words} words would be cut again: {place} shows {limit}; "
+                f"use words={limit} or less, or passage_words={needed.words} (--passage-words)"
+            )
+
+    def _limits(self, template: Template, most: int | None = None) -> Limits:
+        """The limits on passages, those in tokens at `most`."""
+        words, tokens = self.passage_words, self.passage_tokens
+        if words is None and tokens is None:
+            words, tokens = template.limits.words, template.limits.tokens
+        if most is not None:
+            tokens = min(most, tokens or most)
+        return Limits(words, tokens, self.truncation or template.truncation)
 
     def _template(self, slot: str, kind: Kind, default: str = "") -> Template:
         name = self.overrides.get(slot, default or DEFAULTS.get(slot, slot))
@@ -127,17 +162,53 @@ class PromptSet:
             found[f"{slot}/{template.name}" if slot in found else slot] = template
         return found
 
+    @property
+    def waits(self) -> bool:
+        """Whether rendering may wait for a server that counts tokens."""
+        return self.tokenizer is not None and self.tokenizer.remote
+
     def render(self, item: Ask[Any]) -> Request:
         """The request for an ask.
 
-        A note on what was wrong before goes only where a chat is asked for text: elsewhere it would
-        stand between the prompt and what is measured.
+        Where prompt and reply would be longer than the model takes, all passages are cut to one
+        limit, the largest that fits, and counted as cut. Raises `TooLong` where they would be cut
+        to fewer than `LEAST` tokens, or there are none.
         """
         if isinstance(item, Embed):
             return Request(ask=item, want="vectors", texts=item.texts, role=item.role)
         template = self.template(item)
-        values, shown, cut = self._values(item, template)
-        texts, target = template.fill(values)
+        request = self._rendered(item, template)
+        over = excess(request, self.tokenizer)
+        if self.tokenizer is None or over <= 0:
+            return request
+        lengths = [self.tokenizer.count(text) for text, _ in self._passages(item, template)]
+        most = level(lengths, sum(lengths) - over)
+        least = min(LEAST, self._limits(template).tokens or LEAST)
+        # Cut passages may join what is around them otherwise, so the whole is counted again.
+        while lengths and most >= least:
+            fitting = self._rendered(item, template, most)
+            if (over := excess(fitting, self.tokenizer)) <= 0:
+                return fitting
+            most -= -(-over // len(lengths))
+        raise _too_long(request, self.tokenizer)
+
+    def _rendered(self, item: Ask[Any], template: Template, most: int | None = None) -> Request:
+        """The request for an ask, its passages no longer than `most` tokens.
+
+        A note on what was wrong before goes only where a chat is asked for text: elsewhere it would
+        stand between the prompt and what is measured.
+        """
+        values, shown, cut = self._values(item, template, most)
+        if self.pairs and isinstance(item, Grade):
+            return Request(
+                ask=item,
+                want="pair",
+                texts=(values["query"], values["passage"]),
+                labels={label: (label,) for label in item.labels},
+                sample=item.sample,
+                cut=cut,
+            )
+        texts, target, spans = _filled(item, template, values)
         sampling = template.params
         params = Params(
             max_tokens=sampling.max_tokens + sampling.max_tokens_per_document * shown,
@@ -159,12 +230,29 @@ class PromptSet:
             target=target,
             labels=_forms(item, template),
             params=params,
+            spans=spans,
             sample=item.sample,
             subject=_ids(item) if self.by_id else (),
             cut=cut,
         )
 
-    def _values(self, item: Ask[Any], template: Template) -> tuple[dict[str, Any], int, int]:
+    def _passages(
+        self, item: Ask[Any], template: Template, most: int | None = None
+    ) -> list[tuple[str, bool]]:
+        """What is shown of each document, and whether it was cut."""
+        if isinstance(item, Grade | Likelihood):
+            texts = [clean(item.doc.contents)]
+        elif isinstance(item, Order | Pick | Attend):
+            # A bracketed number inside a passage would look like another passage's identifier.
+            texts = [_IDENTIFIER.sub(r"(\1)", clean(doc.contents)) for doc in item.docs]
+        else:
+            return []
+        limits = self._limits(template, most)
+        return [shorten(text, limits, self.tokenizer) for text in texts]
+
+    def _values(
+        self, item: Ask[Any], template: Template, most: int | None
+    ) -> tuple[dict[str, Any], int, int]:
         """Placeholder values, the number of documents shown, and how many were cut."""
         if isinstance(item, Write):
             given = {name: _clean_input(value) for name, value in item.inputs}
@@ -175,30 +263,19 @@ class PromptSet:
                 )
             return given, 0, 0
         asked = cast("Order | Pick | Grade | Likelihood | Attend", item)
-        several = not isinstance(asked, Grade | Likelihood)
-        docs: Sequence[Document] = (
-            (asked.doc,) if isinstance(asked, Grade | Likelihood) else asked.docs
-        )
-        limit = self.passage_words or template.passage_words  # neither can be 0
-        shown = [_shorten(clean(doc.contents), limit) for doc in docs]
-        cut = sum(was_cut for _, was_cut in shown)
-        query: Query = asked.query
-        values: dict[str, Any] = {"query": clean(query.text)}
-        if several:
-            # A bracketed number inside a passage would look like another passage's identifier.
-            values["passages"] = [
-                Passage(number, _IDENTIFIER.sub(r"(\1)", text))
-                for number, (text, _) in enumerate(shown, start=1)
-            ]
-        else:
+        shown = self._passages(asked, template, most)
+        values: dict[str, Any] = {"query": clean(asked.query.text)}
+        if isinstance(asked, Grade | Likelihood):
             values["passage"] = shown[0][0]
+        else:
+            values["passages"] = [Passage(i, text) for i, (text, _) in enumerate(shown, start=1)]
         if isinstance(asked, Pick):
-            if len(docs) > len(LETTERS):
-                raise SpecError(f"{len(docs)} passages to pick from; there are 26 letters")
+            if len(shown) > len(LETTERS):
+                raise SpecError(f"{len(shown)} passages to pick from; there are 26 letters")
             values["n"] = asked.n
         if isinstance(asked, Grade):
             values["labels"] = asked.labels
-        return values, len(docs), cut
+        return values, len(shown), sum(was_cut for _, was_cut in shown)
 
     def parse(self, request: Request, reply: Reply) -> Answer[Any]:
         """The typed outcome of a reply."""
@@ -206,6 +283,24 @@ class PromptSet:
             template = self.template(request.ask)
             return replies.read(request, reply, keep=template.keep, reader=template.reader)
         return replies.read(request, reply)
+
+
+def _filled(
+    item: Ask[Any], template: Template, values: Mapping[str, Any]
+) -> tuple[list[str], str, tuple[Span, ...]]:
+    """The texts, the target, and for an `Attend` where the passages and the query stand."""
+    if not isinstance(item, Attend):
+        return *template.fill(values), ()
+    passages = [replace(passage, text=marked(passage.text)) for passage in values["passages"]]
+    texts, target = template.fill({"passages": passages, "query": marked(values["query"])})
+    plain, spans = unmarked(texts)
+    shown = [plain[turn][start:end] for turn, start, end in spans]
+    wanted = [text[1:-1] for text in (*(p.text for p in passages), marked(values["query"]))]
+    if shown != wanted or len({span.turn for span in spans}) > 1:
+        raise SpecError(
+            f"prompt {template.name!r} must show every passage and then the query, in one message"
+        )
+    return plain, target, spans
 
 
 def _seed(sample: int, texts: Sequence[str]) -> int:
@@ -223,8 +318,10 @@ def slot_of(needed: Need) -> str:
     return needed.task or KINDS[needed.ask]
 
 
-def want_of(needed: Need) -> Want:
-    """What a backend must be able to give."""
+def want_of(needed: Need, given: Collection[Want] = ()) -> Want:
+    """What a backend must be able to give; a grade is that of a pair where it gives those."""
+    if needed.ask is Grade and "pair" in given:
+        return "pair"
     if needed.by == "labels":
         return "labels"
     return "vectors" if needed.ask is Embed else WANTS[KINDS[needed.ask]]
@@ -242,8 +339,8 @@ def _ids(item: Ask[Any]) -> tuple[str, ...]:
 def _forms(item: Ask[Any], template: Template) -> dict[str, tuple[str, ...]]:
     """Surface forms of every label that is read as the next token.
 
-    Those of a grade: as written, in other cases, after a space. Those of a pick: the letter, alone
-    and after a space; a small one would be a word.
+    Those of a grade: as written, in other cases unless the template says no, after a space. Those
+    of a pick: the letter, alone and after a space; a small one would be a word.
     """
     if isinstance(item, Pick) and item.by == "labels":
         return {letter: (letter, f" {letter}") for letter in LETTERS[: len(item.docs)]}
@@ -259,16 +356,25 @@ def _forms(item: Ask[Any], template: Template) -> dict[str, tuple[str, ...]]:
         written = dict.fromkeys(
             variant
             for form in owned[label]
-            for variant in (form, form.lower(), form.upper(), form.capitalize())
+            for variant in (
+                (form, form.lower(), form.upper(), form.capitalize()) if template.cases else (form,)
+            )
         )
         forms[label] = tuple(dict.fromkeys([*written, *(f" {form}" for form in written)]))
     return forms
 
 
-def _shorten(text: str, words: int) -> tuple[str, bool]:
-    """The first `words` words, and whether anything was left out."""
-    parts = text.split(" ", words)
-    return (text, False) if len(parts) <= words else (" ".join(parts[:words]), True)
+def _too_long(request: Request, tokenizer: Tokenizer) -> TooLong:
+    written = isinstance(request.ask, Write)
+    asked = f"the task {need(request.ask).task!r}" if written else f"query {_ids(request.ask)[0]!r}"
+    return TooLong(
+        f"{asked}: the prompt has {prompt_tokens(request, tokenizer)} tokens, the reply up to "
+        f"{reply_tokens(request)}, and the model takes {tokenizer.context} "
+        f"({tokenizer.counting})",
+        remedy="nothing in it can be cut"
+        if written
+        else f"a smaller window, or --passage-tokens below {LEAST}",
+    )
 
 
 def _clean_input(value: object) -> object:
@@ -277,8 +383,13 @@ def _clean_input(value: object) -> object:
     return [tuple(clean(part) for part in row) for row in cast("Sequence[Sequence[str]]", value)]
 
 
-def example(name: str | Path, query: str, passages: Sequence[str]) -> Request:
-    """What a template sends for a query and passages; a write task gets them as its inputs."""
+def example(
+    name: str | Path, query: str, passages: Sequence[str], tokenizer: Tokenizer | None = None
+) -> Request:
+    """What a template sends for a query and passages; a write task gets them as its inputs.
+
+    A template with a limit in tokens needs a tokenizer.
+    """
     template = load(name)
     asked = Query("1", query)
     docs = tuple(Document(str(i), text) for i, text in enumerate(passages, start=1))
@@ -296,4 +407,4 @@ def example(name: str | Path, query: str, passages: Sequence[str]) -> Request:
         "write": Write(template.name, tuple((key, given.get(key, "")) for key in template.inputs)),
     }
     slot = template.name if template.ask == "write" else template.ask
-    return PromptSet({slot: name}).render(asks[template.ask])
+    return PromptSet({slot: name}, tokenizer=tokenizer).render(asks[template.ask])

@@ -114,7 +114,7 @@ def read(
         key=reply.key,
         model=reply.model,
         reused=reply.reused,
-        cut=request.cut,
+        cut=max(request.cut, reply.cut),
     )
 
 

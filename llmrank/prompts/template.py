@@ -16,8 +16,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmrank.errors import InputError, SpecError
+from llmrank.prompts.passages import Limits, Truncation
 
 Kind = Literal["order", "pick", "grade", "likelihood", "attend", "write"]
+
+PASSAGE_WORDS = 300
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -86,6 +89,9 @@ class Template(BaseModel):
 
     Chat templates fill `messages`; plain ones fill `text`. Likelihood templates end where the
     query would begin and give it as `target`. `inputs` names what a write template is filled with.
+    Passages are cut to `passage_words` and `passage_tokens`, and `truncation` says which part of a
+    long one is kept; a template that gives neither limit cuts to `PASSAGE_WORDS`.
+    `cases` says whether the labels of a grade are read in other cases too.
     `reader` says how a ranking is read: `anchored` takes only numbers that stand in a ranking,
     `digits` any number anywhere, as most published rerankers do.
     """
@@ -98,13 +104,23 @@ class Template(BaseModel):
     messages: tuple[Turn, ...] = ()
     target: str = ""
     labels: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+    cases: bool = True
     inputs: tuple[str, ...] = ()
-    passage_words: int = Field(default=300, ge=1)
+    passage_words: int | None = Field(default=None, ge=1)
+    passage_tokens: int | None = Field(default=None, ge=1)
+    truncation: Truncation = "head"
     keep: Literal["text", "line"] = "text"
     reader: Literal["anchored", "digits"] = "anchored"
     params: Sampling = Sampling()
     name: str = ""
     sha256: str = ""
+
+    @property
+    def limits(self) -> Limits:
+        """How long a passage may be."""
+        if self.passage_words is None and self.passage_tokens is None:
+            return Limits(PASSAGE_WORDS, None, self.truncation)
+        return Limits(self.passage_words, self.passage_tokens, self.truncation)
 
     @cached_property
     def _compiled(self) -> tuple[jinja2.Template, ...]:
@@ -182,6 +198,11 @@ class Template(BaseModel):
                 if owner != label:
                     problem = f"labels {owner!r} and {label!r} share the form {form!r}"
                     raise InputError(problem, path=path)
+
+    @cached_property
+    def placeholders(self) -> frozenset[str]:
+        """The placeholders that the texts use."""
+        return self._placeholders(Path(self.name), *self._texts, self.target)
 
     def _placeholders(self, path: Path, *texts: str) -> frozenset[str]:
         try:

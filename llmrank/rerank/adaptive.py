@@ -29,7 +29,7 @@ def adaptive(
     *,
     k: int = 20,
     cover: int = 1,
-    then: str = "2+2",
+    then: str = "half",
     m: int = 10,
     sure: float = 1.0,
     by: str = "text",
@@ -38,29 +38,32 @@ def adaptive(
 
     The first round shows every candidate `cover` times in blocks of at most k, each a cross-section
     of the first-stage order, so that the blocks can be compared. `then` are the blocks of each
-    further round: each takes the k documents of highest mean + 0.3 deviations, the deviations as
-    they will be after the blocks before it. Inside a block documents stand in their current order.
+    further round, such as 2+2, or 0 for none; `half` are half as many as in the round before it,
+    rounded up, until they are ceil(n / k) - 1 in all. A block takes the k documents of highest
+    mean + 0.3 deviations, the deviations as they will be after the blocks before it. Inside a block
+    documents stand in their current order.
     It stops early when each of the m best is among the best m with a probability of at least `sure`
     (1 never stops). The prior of a strength falls with the logarithm of the first-stage rank; the
     scores are posterior means, so one answer that contradicts the first stage does not overrule it
     entirely. A block without a usable answer is no evidence; a document in no other has no score.
-    One call for n <= k; else
-    cover * ceil(n / k) calls in the first round, and those of `then`. Source: llmrank.
+    One call for n <= k; else cover * ceil(n / k) calls in the first round, and those of `then`:
+    with cover=1 and `half` 2 * ceil(n / k) - 1 in all, about as many as a pass of a sliding window
+    that moves by k / 2, in at most 1 + floor(log2(ceil(n / k))) rounds. Source: llmrank.
     """
-    schedule = _schedule(then)
     if k < 2 or cover < 1 or m < 1 or not 0 < sure <= 1:
         raise SpecError(
             f"adaptive needs k >= 2, cover >= 1, m >= 1 and 0 < sure <= 1, not {k, cover, m, sure}"
         )
     check_by("adaptive", by, k)
     count = len(candidates)
+    schedule = _schedule(then, math.ceil(count / k))
     if count < 2:
         return Ordering(tuple(range(count)), (None,) * count)
     prior = -PRIOR_SLOPE * np.log(np.arange(1, count + 1))
     posterior = Posterior(prior, PRIOR_DEVIATION, SCALE)
     blocks = cross_sections(count, k, cover)
     seen: set[int] = set()
-    for calls in (*(schedule if count > k else ()), 0):
+    for calls in (*(schedule if len(blocks) > 1 else ()), 0):
         judged = yield from ordered(query, candidates, blocks, by)
         usable = [j for j in judged if j is not None]
         seen.update(item for j in usable for item in j.order)
@@ -94,10 +97,11 @@ def cross_sections(count: int, k: int, cover: int) -> list[list[int]]:
 def _next(posterior: Posterior, blocks: int, k: int) -> list[list[int]]:
     chosen: list[list[int]] = []
     ahead = posterior
-    for _ in range(blocks):
+    for place in range(blocks):
+        if place:
+            ahead = ahead.foreseen(chosen[-1])
         promise = ahead.mean + CURIOSITY * ahead.spread
         block = sorted(range(len(promise)), key=lambda i: (-promise[i], i))[:k]
-        ahead = ahead.foreseen(block)
         chosen.append(sorted(block, key=lambda i: (-posterior.mean[i], i)))
     return chosen
 
@@ -112,11 +116,25 @@ def _ranked(posterior: Posterior) -> tuple[int, ...]:
     return tuple(sorted(range(len(posterior.mean)), key=lambda i: (-posterior.mean[i], i)))
 
 
-def _schedule(then: str) -> list[int]:
+def _schedule(then: str, first: int) -> list[int]:
+    """Blocks of each later round; `first` is how many show every candidate once."""
+    if then == "half":
+        return _halves(first)
     try:
-        rounds = [int(part) for part in then.split("+")]
+        rounds = [int(part) if part.isascii() else -1 for part in then.split("+")]
     except ValueError:
         rounds = [-1]
     if min(rounds) < 0 or (0 in rounds and len(rounds) > 1):
-        raise SpecError(f"adaptive: `then` is 0 or blocks a round such as 2+2, not {then!r}")
+        raise SpecError(f"adaptive: `then` is half, 0 or blocks a round such as 2+2, not {then!r}")
     return [calls for calls in rounds if calls]
+
+
+def _halves(first: int) -> list[int]:
+    """Half of the round before, rounded up, until they are `first` - 1 in all."""
+    rounds: list[int] = []
+    blocks, left = first, first - 1
+    while left > 0:
+        blocks = min(left, math.ceil(blocks / 2))
+        left -= blocks
+        rounds.append(blocks)
+    return rounds

@@ -39,7 +39,7 @@ def prp(
         return [pair[::-1] if win == 0 else pair for pair, win in zip(pairs, wins, strict=True)]
 
     order = yield from bubble(len(candidates), 2, sliding, reorder)
-    return Ordering(tuple(order), (None,) * len(order))
+    return Ordering(tuple(order), (None,) * len(order), ranked=min(sliding, len(order)))
 
 
 def prp_allpair(

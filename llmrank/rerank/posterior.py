@@ -20,6 +20,7 @@ Floats = NDArray[np.float64]
 
 _STEPS = 30
 _CLOSE = 1e-6
+_CHUNK = 32
 
 
 class Evidence(NamedTuple):
@@ -41,32 +42,31 @@ class Posterior:
     deviation: float
     scale: float = 1.0
     mean: Floats = field(init=False)
-    covariance: Floats = field(init=False)
+    _covariance: Floats | None = field(default=None, init=False)
     _evidence: list[Evidence] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self.mean = self.prior.copy()
-        self.covariance = np.eye(len(self.prior)) * self.deviation**2
 
     def observe(self, evidence: Sequence[Evidence]) -> None:
         """Take observations in; their order does not matter."""
         self._evidence += [found for found in evidence if found.named and len(found.order) > 1]
-        n = len(self.prior)
+        self._covariance = None
         for _ in range(_STEPS):
-            gradient = (self.prior - self.mean) / self.deviation**2
-            curvature = np.eye(n) / self.deviation**2
-            for found in self._evidence:
-                slope, bend = _plackett_luce(self.mean[list(found.order)] / self.scale, found.named)
-                items = list(found.order)
-                gradient[items] += found.weight * slope / self.scale
-                curvature[np.ix_(items, items)] += found.weight * bend / self.scale**2
-            self.covariance = np.asarray(np.linalg.inv(curvature), dtype=np.float64)
-            step = self.covariance @ gradient
+            gradient, curvature = self._derivatives()
+            step = self._solved(curvature, gradient[:, None])[:, 0]
             # The objective is concave, but a full step from far away can overshoot.
             longest = float(np.abs(step).max())
             self.mean += step * min(1.0, 2.0 / max(longest, _CLOSE))
             if longest < _CLOSE:
                 break
+
+    @property
+    def covariance(self) -> Floats:
+        """Inverse of the curvature at the mean: shape (n, n)."""
+        if self._covariance is None:
+            self._covariance = self._solved(self._derivatives()[1], np.eye(len(self.prior)))
+        return self._covariance
 
     @property
     def spread(self) -> Floats:
@@ -80,10 +80,10 @@ class Posterior:
         bend = bend / self.scale**2
         # Woodbury: only a block-sized system has to be solved.
         part = self.covariance[:, items]
-        inner = np.eye(len(items)) + bend @ self.covariance[np.ix_(items, items)]
+        inner = np.eye(len(items)) + bend @ part[items]
         ahead = Posterior(self.prior, self.deviation, self.scale)
-        ahead.mean = self.mean.copy()
-        ahead.covariance = self.covariance - part @ np.linalg.solve(inner, bend @ part.T)
+        ahead.mean = self.mean
+        ahead._covariance = self.covariance - part @ np.linalg.solve(inner, bend @ part.T)
         return ahead
 
     def top(self, m: int, draws: int = 400, seed: int = 0) -> Floats:
@@ -96,6 +96,42 @@ class Posterior:
         drawn = self.mean + noise @ root.T
         first = np.argpartition(-drawn, m - 1, axis=1)[:, :m]
         return np.asarray(np.bincount(first.ravel(), minlength=n) / draws, dtype=np.float64)
+
+    def _derivatives(self) -> tuple[Floats, Floats]:
+        """Gradient and negative Hessian of the log posterior at the mean."""
+        gradient = (self.prior - self.mean) / self.deviation**2
+        curvature = np.eye(len(self.prior)) / self.deviation**2
+        for found in self._evidence:
+            items = np.array(found.order)
+            slope, bend = _plackett_luce(self.mean[items] / self.scale, found.named)
+            gradient[items] += found.weight * slope / self.scale
+            curvature[items[:, None], items] += found.weight * bend / self.scale**2
+        return gradient, curvature
+
+    def _solved(self, curvature: Floats, right: Floats) -> Floats:
+        """The x with curvature @ x = right.
+
+        Items that stand in one piece of evidence alone meet those of another only through items
+        that stand in several, so that small systems suffice (Schur complement).
+        """
+        n = len(self.prior)
+        pieces = [np.array(found.order) for found in self._evidence]
+        times = np.bincount(np.concatenate([*pieces, np.arange(n)]), minlength=n) - 1
+        linking = np.flatnonzero(times > 1)
+        unseen = np.flatnonzero(times == 0)
+        groups = [piece[times[piece] == 1] for piece in pieces]
+        groups += [unseen[start : start + _CHUNK] for start in range(0, len(unseen), _CHUNK)]
+        links = curvature[:, linking]
+        found = np.hstack([links, right])
+        for group in groups:
+            found[group] = np.linalg.solve(curvature[group[:, None], group], found[group])
+        found[linking] = 0.0
+        bridge, solved = found[:, : len(linking)], found[:, len(linking) :]
+        inner = links[linking] - links.T @ bridge
+        known = np.linalg.solve(inner, right[linking] - links.T @ solved)
+        solved -= bridge @ known
+        solved[linking] = known
+        return solved
 
 
 def _plackett_luce(strengths: Floats, named: int) -> tuple[Floats, Floats]:

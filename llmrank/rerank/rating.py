@@ -32,8 +32,9 @@ def acurank(
     a threshold is found above which `k` ratings lie by expectation. The documents that lie above
     it with a probability of more than `tolerance` and less than 1 - `tolerance` are asked about
     in the next pass, in windows over the order by mean rating. Once they are no more than
-    `uncertain`, a last pass takes all with a probability above `tolerance`. The score is the mean
-    rating, ties going to the earlier first-stage rank.
+    `uncertain`, a last pass takes all with a probability above `tolerance` (the authors' code wants
+    fewer than `uncertain`, which costs a tenth more calls). The score is the mean rating, ties
+    going to the earlier first-stage rank.
 
     A pass is one round. For n <= window the first, of one call, is the last. No more than `budget`
     calls are made in all, and a window of one document takes none. Of an answer that names a part

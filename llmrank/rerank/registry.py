@@ -31,7 +31,8 @@ class Family:
     `calls`, `rounds` (calls that have to wait for one another) and `exact` (how many places at the
     top are right if every answer is) are formulas in the number n >= 2 of candidates and the
     parameters; one that begins with `<=` is a bound. An `inner` method ranks by another method,
-    whose calls and rounds are `inner_calls(n)` and `inner_rounds(n)`.
+    whose calls and rounds are `inner_calls(n)` and `inner_rounds(n)`; for `passages`, n is the
+    number of passages there.
     """
 
     plan: Reranking
@@ -43,7 +44,10 @@ class Family:
 
 
 _WINDOWS = "passes * (1 + max(0, ceil((n - window) / stride)))"
-_ADAPTIVE = "cover * ceil(n / k) + sum(then)"
+_ADAPTIVE = "ceil(n / k) - 1 if then == 'half' else sum(map(int, then.split('+')))"
+_FURTHER = (
+    "ceil(1.5 * log2(ceil(n / k))) if then == 'half' else len(then.split('+')) - (then == '0')"
+)
 _HEIGHT = "floor(log2((c - 2) * n) / log2(c - 1))"
 _TOP_HEIGHT = "floor(log2((c - 2) * min(k, n)) / log2(c - 1))"
 _INSERTIONS = "max(0, n - k) * (1 + ceil(log2(min(k, n))))"
@@ -54,8 +58,8 @@ _TREE = "(1 + max(0, ceil(log2((max(n, m) - r) / (m - r)) / log2(m / r))))"
 METHODS: Mapping[str, Family] = {
     "adaptive": Family(
         adaptive,
-        f"1 if n <= k else {_ADAPTIVE}",
-        "1 if n <= k else 1 + len(then)",
+        f"1 if n <= k else cover * ceil(n / k) + ({_ADAPTIVE})",
+        f"<= 1 if n <= k else 1 + ({_FURTHER})",
         "0",
         "llmrank, docs/methods.md",
     ),
@@ -140,7 +144,13 @@ METHODS: Mapping[str, Family] = {
         "min(n, k)",
         "ListT5, arXiv 2402.15838",
     ),
-    "blitz": Family(blitz, _BLITZ, _BLITZ, "min(n, m)", "BlitzRank, arXiv 2602.05448"),
+    "blitz": Family(
+        blitz,
+        _BLITZ,
+        f"{_BLITZ} - floor(n / k) + 1",
+        "min(n, m)",
+        "BlitzRank, arXiv 2602.05448",
+    ),
     "acurank": Family(
         acurank,
         "<= 1 if n <= window else budget",

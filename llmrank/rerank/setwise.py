@@ -72,7 +72,7 @@ def setwise_bubblesort(
     _check("setwise_bubblesort", c, k, by, votes)
     ballot = _Ballot(query, candidates, by, votes, seed)
     order = yield from bubble(len(candidates), c, k, ballot.reordered)
-    return top_first(order, len(candidates))
+    return Ordering(tuple(order), (None,) * len(order), ranked=min(k, len(order)))
 
 
 def setwise_insertion(
@@ -165,9 +165,10 @@ def _windows(first: int, count: int, size: int) -> list[slice]:
 
 
 def top_first(top: Sequence[int], count: int) -> Ordering:
-    """An ordering without scores: these, then the others in first-stage order."""
+    """An ordering without scores: these are ranked, the others follow in first-stage order."""
     chosen = set(top)
-    return Ordering((*top, *(i for i in range(count) if i not in chosen)), (None,) * count)
+    rest = (i for i in range(count) if i not in chosen)
+    return Ordering((*top, *rest), (None,) * count, ranked=len(top))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from llmrank.errors import SpecError
 from llmrank.plan import Pick, Plan, ask_all, together
 from llmrank.rerank.blocks import LETTERS, check_by, ordered
 from llmrank.rerank.order import by_score
+from llmrank.rerank.setwise import top_first
 from llmrank.types import Candidate, Ordering, Query
 
 
@@ -32,7 +33,8 @@ def tourrank(
     all points, but shares them with whoever reached the end with it.
 
     A group without a usable answer, or with one that names too few, fills its places in
-    first-stage order. Chen et al. 2024 (TourRank), arXiv 2406.11678.
+    first-stage order. A document none of whose groups, in any tournament, gave a usable answer has
+    no score and keeps its place. Chen et al. 2024 (TourRank), arXiv 2406.11678.
     """
     if tournaments < 1 or not 5 <= window <= LETTERS:
         raise SpecError(
@@ -46,7 +48,11 @@ def tourrank(
             for number in range(tournaments if len(candidates) > 1 else 0)
         ]
     )
-    scores = [float(sum(points[i] for points in played)) for i in range(len(candidates))]
+    judged = set().union(*(heard for _, heard in played))
+    scores = [
+        float(sum(points[i] for points, _ in played)) if i in judged else None
+        for i in range(len(candidates))
+    ]
     return Ordering(by_score(scores), tuple(scores))
 
 
@@ -74,23 +80,23 @@ def schedule(count: int, window: int) -> list[tuple[int, int]]:
 
 def _tournament(
     query: Query, candidates: Sequence[Candidate], window: int, by: str, rng: Random
-) -> Plan[list[int]]:
-    """One tournament; the points of every candidate."""
-    points = [0] * len(candidates)
+) -> Plan[tuple[list[int], set[int]]]:
+    """One tournament: the points of every candidate, and who was in a group that was answered."""
+    points, heard = [0] * len(candidates), set[int]()
     alive = list(range(len(candidates)))
     for survivors, groups in schedule(len(candidates), window):
         dealt = [alive[group::groups] for group in range(groups)]
         places = [len(range(group, survivors, groups)) for group in range(groups)]
         shown = [rng.sample(group, len(group)) for group in dealt]
         picked = yield from _picked(query, candidates, shown, places, by)
-        alive = sorted(
-            i
-            for group, best, free in zip(dealt, picked, places, strict=True)
-            for i in [*best, *(i for i in group if i not in best)][:free]
-        )
+        alive = []
+        for group, best, free in zip(dealt, picked, places, strict=True):
+            heard.update(group if best is not None else ())
+            alive += list(dict.fromkeys([*(best or ()), *group]))[:free]
+        alive.sort()
         for i in alive:
             points[i] += 1
-    return points
+    return points, heard
 
 
 def _picked(
@@ -99,11 +105,11 @@ def _picked(
     groups: Sequence[Sequence[int]],
     places: Sequence[int],
     by: str,
-) -> Plan[list[Sequence[int]]]:
-    """The best of every group as far as its answer names them, best first."""
+) -> Plan[list[Sequence[int] | None]]:
+    """The best of every group as far as its answer names them, best first; None without one."""
     if by == "labels":
         orders = yield from ordered(query, candidates, groups, by)
-        return [() if judged is None else judged.order[: judged.named] for judged in orders]
+        return [None if judged is None else judged.order[: judged.named] for judged in orders]
     answers = yield from ask_all(
         [
             Pick(query, tuple(candidates[i].document for i in group), free)
@@ -111,7 +117,7 @@ def _picked(
         ]
     )
     return [
-        () if answer.value is None else [group[place] for place in answer.value.best]
+        None if answer.value is None else [group[place] for place in answer.value.best]
         for group, answer in zip(groups, answers, strict=True)
     ]
 
@@ -160,8 +166,7 @@ def listt5(
             below = outputs
         (root,), best = seen[-1], _filled(below[0])
         found += sorted(best, key=root.index)[: k - len(found)]
-    rest = sorted(set(range(len(candidates))) - set(found))
-    return Ordering((*found, *rest), (None,) * len(candidates))
+    return top_first(found, len(candidates))
 
 
 def _tree(count: int, m: int, r: int) -> list[list[list[tuple[int, int]]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
@@ -46,15 +46,22 @@ def check_depth(k: int) -> None:
         raise InputError(f"k is {k}", remedy="ask for at least one document")
 
 
-def once_each(documents: Iterable[Document]) -> Iterable[Document]:
-    """Pass documents on; InputError when an id comes a second time or there is no document."""
+def distinct(documents: Iterable[Document]) -> Iterator[Document]:
+    """Pass documents on; InputError when an id comes a second time."""
     seen: set[str] = set()
     for document in documents:
         if document.id in seen:
             raise InputError(f"document {document.id!r} occurs twice in the corpus")
         seen.add(document.id)
         yield document
-    if not seen:
+
+
+def once_each(documents: Iterable[Document]) -> Iterator[Document]:
+    """Pass distinct documents on; InputError as `distinct` says, or when there is none."""
+    document = None
+    for document in distinct(documents):
+        yield document
+    if document is None:
         raise InputError("the corpus has no documents")
 
 

@@ -89,6 +89,35 @@ def test_what_is_estimated_is_what_is_sent(
         assert data.run(deeper, into, settings) == partly.calls
 
 
+def test_repeated_asks_are_sent_once_but_are_not_known(data: Data) -> None:
+    # A pass over n confirms n - 1 pairs, 2 calls each; the second would ask the same again, unless
+    # the first changed something: then it has n - 2 pairs of its own.
+    told = estimate(Settings(data.model), parse("prp(sliding=2)"), data.inputs(parse("prp")))
+    assert told.known == 0
+    assert told.calls == 2 * (1 + 6 + 12)
+    assert told.calls_at_most == 2 * (1 + (6 + 5) + (12 + 11))
+    sorting = parse("setwise_bubblesort(c=3, k=2)")
+    told = estimate(Settings(data.model), sorting, data.inputs(sorting))
+    assert told.known == 0
+    assert told.calls < told.calls_at_most <= 2 * (1 + 3 + 6)
+
+
+def test_an_exact_number_is_no_range(data: Data) -> None:
+    for text in ("sliding(window=4, stride=2)", "yesno", "yesno >> full@5", "jointrank(k=4)"):
+        method = parse(text)
+        told = estimate(Settings(data.model), method, data.inputs(method))
+        assert told.calls == told.calls_at_most > 0
+
+
+def test_what_a_journal_knows_of_windows_may_not_come_up(data: Data, tmp_path: Path) -> None:
+    method, settings = parse("sliding(window=4, stride=2)"), Settings(data.model)
+    data.run(parse("sliding(window=4, stride=2)@10"), RunFolder(tmp_path / "run"), settings)
+    with closing(Journal(tmp_path / "run/journal.sqlite")) as journal:
+        told = estimate(settings, method, data.inputs(method), journal)
+    sent = data.run(method, RunFolder(tmp_path / "run"), settings)
+    assert told.calls <= sent <= told.calls_at_most <= 6
+
+
 def test_tokens_of_a_server_are_an_upper_bound(data: Data, server: Server, tmp_path: Path) -> None:
     method = parse("sliding(window=4, stride=2)")
     caps = Caps(prompt_price=1000.0, completion_price=1e6)

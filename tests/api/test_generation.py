@@ -132,7 +132,7 @@ class TestGenerate:
     def test_what_cannot_be_is_refused_before_anything_is_sent(
         self, session: Session, writer: Server, retriever: Retriever
     ) -> None:
-        with pytest.raises(InputError, match="two documents have the id 'yeast'"):
+        with pytest.raises(InputError, match="'yeast' occurs twice"):
             generate(session, [*DOCUMENTS, DOCUMENTS[0]], retriever.find)
         for n, k in ((0, 1), (1, 0)):
             with pytest.raises(InputError, match="at least 1"):

@@ -147,6 +147,55 @@ def test_what_cannot_be_made(
         build(qrels)
 
 
+def test_no_query_is_paid_for_where_another_cannot_be_ranked(server: Server) -> None:
+    for method, long in [
+        ("jointrank(k=3, design=latin)", ["a text"] * 10),
+        ("passages(full(by=labels), words=1, overlap=0)", ["a b c"] * 9),
+        ("psc(passages(full(by=labels), words=1, overlap=0))", ["a b c"] * 9),
+    ]:
+        with Reranker("openai:m", base_url=server.url, method=method) as reranker:
+            before = asked(server)
+            with pytest.raises(SpecError, match="query '2': "):
+                reranker.rank_many([(QUERY, TEXTS), (QUERY, long), (QUERY, TEXTS)])
+            assert asked(server) == before
+            assert len(reranker.rank(QUERY, TEXTS)) == 5
+
+
+class TestPromptsThatCannotServe:
+    def _prompt(self, folder: Path, kind: str, rest: str) -> Path:
+        path = folder / "mine.toml"
+        path.write_text(f'ask = "{kind}"\ndescription = "x"\n{rest}')
+        return path
+
+    @pytest.mark.parametrize("labels", ["4", "1-3", "high/none"])
+    def test_a_grade_prompt_has_the_labels_that_are_asked_for(
+        self, qrels: str, tmp_path: Path, labels: str
+    ) -> None:
+        text = 'text = "{{ query }} {{ passage }}"\n[labels]\n2 = ["two"]\n1 = ["1"]\n0 = ["0"]\n'
+        prompt = self._prompt(tmp_path, "grade", text)
+        with pytest.raises(SpecError, match=r"labels 2, 1, 0; the method asks for"):
+            Reranker(qrels, method=f"grade(labels={labels})", prompts={"grade": prompt})
+        fitting = Reranker(qrels, method="grade(labels=3)", prompts={"grade": prompt})
+        assert _ids(fitting.rank(QUERY, TEXTS))[0] == "1"
+        with pytest.raises(SpecError, match="asks for 3, 2, 1, 0"):
+            Reranker(qrels, method="yesno >> grade@3", prompts={"grade": "yesno"})
+
+    def test_a_prompt_that_shows_the_labels_serves_any(self, qrels: str, tmp_path: Path) -> None:
+        text = 'text = "{{ query }} {{ passage }} {{ labels }}"\n'
+        prompt = self._prompt(tmp_path, "grade", text)
+        for method in ("grade(labels=1-5)", "yesno"):
+            assert Reranker(qrels, method=method, prompts={"grade": prompt}).rank(QUERY, TEXTS)
+
+    def test_a_prompt_to_pick_several_says_how_many(self, qrels: str, tmp_path: Path) -> None:
+        prompt = self._prompt(tmp_path, "pick", 'text = "{{ query }} {{ passages }}"\n')
+        with pytest.raises(SpecError, match="for up to 5"):
+            Reranker(qrels, method="tourrank", prompts={"pick": prompt})
+        for method in ("setwise", "prp", "tourrank(by=labels)"):
+            Reranker(qrels, method=method, prompts={"pick": prompt})
+        several = self._prompt(tmp_path, "pick", 'text = "{{ query }} {{ n }} {{ passages }}"\n')
+        Reranker(qrels, method="tourrank", prompts={"pick": several})
+
+
 def test_a_model_that_cannot_answer_says_so(server: Server) -> None:
     server.script("/chat/completions", servers.sends(servers.chat("Yes")))
     with (

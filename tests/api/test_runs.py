@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from llmrank import Caps, Session, Settings, trec
 from llmrank.api import Inputs, Retriever, RunInput, demand, rerank_run
-from llmrank.errors import InputError, StoppedAtCap, TooManyFailures
+from llmrank.errors import InputError, SpecError, StoppedAtCap, TooManyFailures
 from llmrank.rerank import Method, parse
 from llmrank.store import RunFolder
 from llmrank.types import Status, Tally
@@ -61,6 +62,39 @@ def results(folder: Path) -> tuple[bytes, bytes]:
 
 def orders(run: Path) -> dict[str, list[str]]:
     return {query: [doc for doc, _ in hits] for query, hits in trec.read_run(run)}
+
+
+def test_a_method_that_cannot_rank_the_longest_query_sends_nothing(
+    rerank: Rerank, first: Path, collection: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SpecError, match=r"query '\w+': a latin square of 20 items"):
+        rerank(tmp_path / "run", "jointrank(k=4, design=latin)")
+    with closing(RunFolder(tmp_path / "run").journal()) as journal:
+        assert len(journal) == 0
+    assert rerank(tmp_path / "run", "jointrank(k=4, design=latin)@16")[0].asks == 6 * 8
+
+
+def test_a_longer_document_at_another_query_is_named(tmp_path: Path) -> None:
+    trec.write_jsonl(
+        tmp_path / "corpus.jsonl",
+        [
+            {"_id": "short", "text": "a b"},
+            {"_id": "brief", "text": "c"},
+            {"_id": "long", "text": " ".join(map(str, range(30)))},
+        ],
+    )
+    trec.write_jsonl(tmp_path / "queries.jsonl", [{"_id": q, "text": q} for q in ("q1", "q2")])
+    groups = [("q1", [("short", 2.0), ("brief", 1.0)]), ("q2", [("long", 1.0)])]
+    trec.write_run(tmp_path / "run.trec", groups, tag="x")
+    (tmp_path / "qrels").write_text("q1 0 short 1\n")
+    method = parse("passages(full(by=labels), words=1, overlap=0)")
+    inputs = Inputs(RunInput(tmp_path / "run.trec", tmp_path, tmp_path), method.depth)
+    into = RunFolder(tmp_path / "out")
+    with (
+        Session(Settings(f"oracle:{tmp_path / 'qrels'}"), into.journal()) as session,
+        pytest.raises(SpecError, match="query 'q2': full: by labels at most 26"),
+    ):
+        rerank_run(session, method, inputs, into)
 
 
 class TestFolder:

@@ -23,7 +23,7 @@ from llmrank.api.simulation import (
     synthetic_cases,
 )
 from llmrank.errors import CapabilityError, InputError
-from llmrank.plan import Ask, Attend, Grade, Likelihood, Order, Pick, Write
+from llmrank.plan import Ask, Attend, Grade, Likelihood, Order, Pick, Write, drive
 from llmrank.rerank import parse
 from llmrank.types import Candidate, Document, Query
 
@@ -181,6 +181,21 @@ def test_a_perfect_judge_puts_the_best_first() -> None:
     assert found.gain is not None
     assert found.gain.difference == pytest.approx(1 - first.ndcg.mean)
     assert found.gain.n == found.ndcg.n == 5
+
+
+def test_the_depth_of_ndcg() -> None:
+    cases = synthetic_cases(5, 30)
+    judge = Simulated(cases, NOISY, 0)
+    for depth in (1, 20):
+        (first, found) = simulate([parse("sliding")], cases, NOISY, seeds=1, depth=depth)
+        for case in cases:
+            ranked = drive(parse("sliding").plan(case.query, case.candidates), judge)
+            grades = [case.grades[case.candidates[i].document.id] for i in ranked.order]
+            assert found.values[case.query.id] == ndcg(grades, case.grades.values(), depth)
+            given = [case.grades[c.document.id] for c in case.candidates]
+            assert first.values[case.query.id] == ndcg(given, case.grades.values(), depth)
+    with pytest.raises(InputError):
+        simulate([], cases, NOISY, depth=0)
 
 
 def test_a_method_is_measured_alike_alone_and_among_others() -> None:

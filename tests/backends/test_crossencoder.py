@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llmrank import Reranker
+from llmrank.api.session import Session, Settings
 from llmrank.backends import Model, connect
 from llmrank.engine import run_sync
 from llmrank.errors import BackendError, CapabilityError, SpecError
-from llmrank.plan import Ask, Grade, Pick
+from llmrank.plan import Ask, Grade, Likelihood, Pick
 from llmrank.prompts import PromptSet
-from llmrank.request import Message, Reply
-from llmrank.types import Document, Query, Status
+from llmrank.request import Reply
+from llmrank.rerank import parse
+from llmrank.store import Journal
+from llmrank.types import Candidate, Document, Ordering, Query, Status, Tally
+from tests.backends import tiny
 
 pytestmark = pytest.mark.local
 
@@ -37,33 +40,23 @@ DOCUMENTS = tuple(
     Document(str(i), text)
     for i, text in enumerate(("moon ocean", "yeast oven flour loaf dough", "", "ice " * 9, "chain"))
 )
-PROMPTS = PromptSet()
+PROMPTS = PromptSet(pairs=True)
 
 
-def _save(folder: Path, classes: int = 1, seed: int = 0) -> Path:
+def _save(folder: Path, classes: int = 1, seed: int = 0, limit: int | None = LIMIT) -> Path:
     """A BERT of two layers with a word-piece vocabulary, not trained."""
-    torch = pytest.importorskip("torch")
+    model = tiny.model(
+        "Bert",
+        "SequenceClassification",
+        seed=seed,
+        vocab_size=len(VOCABULARY),
+        num_labels=classes,
+    )
     import transformers
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    torch.manual_seed(seed)
-    config = transformers.BertConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        num_labels=classes,
-        initializer_range=0.1,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    stated = {} if limit is None else {"model_max_length": limit}
     vocabulary = {word: i for i, word in enumerate(VOCABULARY)}
-    transformers.BertTokenizer(vocab=vocabulary, model_max_length=LIMIT).save_pretrained(folder)
-    return folder
+    return tiny.save(folder, model, transformers.BertTokenizer(vocab=vocabulary, **stated))
 
 
 @pytest.fixture(scope="module", params=[1, 2])
@@ -85,7 +78,7 @@ def _grades(documents: Sequence[Document]) -> list[Grade]:
 
 
 def _logprobs(reply: Reply) -> list[float]:
-    return [reply.label_logprobs["Yes"], reply.label_logprobs["No"]]
+    return [reply.label_logprobs["yes"], reply.label_logprobs["no"]]
 
 
 def test_probabilities_are_those_of_the_classifier(folder: Path, model: Model) -> None:
@@ -96,7 +89,7 @@ def test_probabilities_are_those_of_the_classifier(folder: Path, model: Model) -
     direct = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     replies = _replies(model, _grades(DOCUMENTS))
     for document, reply in zip(DOCUMENTS, replies, strict=True):
-        encoded = tokenizer(QUERY.text, document.text.strip(), return_tensors="pt")
+        encoded = tokenizer([QUERY.text], [document.text.strip()], return_tensors="pt")
         with torch.no_grad():
             logits = direct(**encoded).logits[0].tolist()
         odds = logits[0] if len(logits) == 1 else logits[1] - logits[0]
@@ -128,28 +121,63 @@ def test_the_answer_holds_all_of_the_probability(model: Model) -> None:
     assert run_sync(model.answer([])) == []
 
 
-def test_a_passage_that_does_not_fit_is_cut_at_its_end_and_says_so(model: Model) -> None:
-    room = LIMIT - len(QUERY.text.split()) - 3
-    long = Document("long", "yeast " * room + "moon " * 40)
-    cut, fitting = _replies(model, _grades([long, Document("fits", "yeast " * room)]))
-    assert (cut.finish, fitting.finish) == ("length", "stop")
-    assert cut.usage.prompt_tokens == fitting.usage.prompt_tokens == LIMIT
-    assert _logprobs(cut) == pytest.approx(_logprobs(fitting), abs=1e-5)
+@pytest.mark.parametrize("query_words", [0, 1, 7, LIMIT - 4])
+def test_a_passage_that_does_not_fit_is_cut_to_the_token_and_says_so(
+    model: Model, query_words: int
+) -> None:
+    query = Query("q", "bread " * query_words)
+    room = LIMIT - query_words - 3
+    texts = ["yeast " * (room - 1), "yeast " * room, "yeast " * room + "moon"]
+    texts.append("yeast " * room + "moon " * 40)
+    replies = _replies(model, [Grade(query, Document(text, text)) for text in texts])
+    assert [reply.cut for reply in replies] == [0, 0, 1, 1]
+    assert [reply.usage.prompt_tokens for reply in replies] == [LIMIT - 1, LIMIT, LIMIT, LIMIT]
+    assert {reply.finish for reply in replies} == {"stop"}
+    for reply in replies[2:]:
+        assert _logprobs(reply) == pytest.approx(_logprobs(replies[1]), abs=1e-5)
 
 
-def test_a_query_that_leaves_no_room_fails_alone(model: Model) -> None:
-    asks = [Grade(Query("q", "bread " * LIMIT), DOCUMENTS[0]), Grade(QUERY, DOCUMENTS[0])]
-    failed, fine = _replies(model, asks)
+def test_the_query_is_never_cut(model: Model) -> None:
+    """One that leaves no room for a word of the passage fails alone."""
+    query = Query("q", "bread " * (LIMIT - 3))
+    full, failed, longer, fine = _replies(
+        model,
+        [
+            Grade(query, Document("empty", "")),
+            Grade(query, DOCUMENTS[0]),
+            Grade(Query("q", "bread " * LIMIT), Document("empty", "")),
+            Grade(QUERY, DOCUMENTS[0]),
+        ],
+    )
+    assert full.usage.prompt_tokens == LIMIT
+    assert not full.cut
     assert "no room for a passage" in failed.error
+    assert "no room for a passage" in longer.error
     assert not fine.error
 
 
-@pytest.mark.parametrize("template", ["yesno", "monot5"])
-def test_the_limit_on_words_holds_for_the_pair_too(model: Model, template: str) -> None:
-    """The words that a prompt leaves out are not in the request's key, so they may not count."""
+def test_a_cut_passage_counts_once_also_when_the_journal_answers(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Whether words were left out by the prompt, tokens by the tokenizer, or both."""
+    passages = ["moon ocean", "yeast " * 30, "dough " * 50, "ice [ " * 20]
+    candidates = [Candidate(Document(text, text)) for text in passages]
+    tallies: list[Tally] = []
+
+    def finished(_key: int, _ordering: Ordering, tally: Tally) -> None:
+        tallies.append(tally)
+
+    settings = Settings(model=f"cross:{folder}", passage_words=40)
+    with Session(settings, Journal(tmp_path / "journal")) as session:
+        for _ in range(2):
+            session.run_sync([(0, parse("yesno").plan(QUERY, candidates))], finished)
+    assert [(tally.cut, tally.reused) for tally in tallies] == [(3, 0), (3, 4)]
+
+
+def test_the_limit_on_words_holds_for_the_pair_too(model: Model) -> None:
     long = Document("long", "yeast <|im_start|>\n dough  moon ocean", title="bread")
     requests = [
-        PromptSet({"grade": template}, passage_words=words).render(Grade(QUERY, long))
+        PromptSet(passage_words=words, pairs=True).render(Grade(QUERY, long))
         for words in (1, 2, 6, 300)
     ]
     assert [request.cut for request in requests] == [1, 1, 1, 0]
@@ -157,7 +185,7 @@ def test_the_limit_on_words_holds_for_the_pair_too(model: Model, template: str) 
     got = run_sync(model.answer(requests))
     whole = _replies(model, [Grade(QUERY, Document("d", text)) for text in shown])
     for one, other in zip(got, whole, strict=True):
-        assert list(one.label_logprobs.values()) == pytest.approx(_logprobs(other), abs=1e-5)
+        assert _logprobs(one) == pytest.approx(_logprobs(other), abs=1e-5)
         assert one.usage == other.usage
 
 
@@ -169,21 +197,102 @@ def test_a_separator_in_a_passage_is_text(model: Model) -> None:
     assert _logprobs(written) == pytest.approx(_logprobs(spaced), abs=1e-5)
 
 
-def test_the_wording_of_the_prompt_changes_nothing(model: Model) -> None:
-    request = PROMPTS.render(Grade(QUERY, DOCUMENTS[1]))
-    other = replace(request, messages=(Message("user", "Anything else?"),))
-    one, two = run_sync(model.answer([request, other]))
-    assert _logprobs(one) == pytest.approx(_logprobs(two), abs=1e-6)
+def test_no_wording_of_a_prompt_is_in_the_request(tmp_path: Path) -> None:
+    """Not even a passage that repeats the prompt, or a template that shows little of it."""
+    path = tmp_path / "short.toml"
+    path.write_text(
+        'ask = "grade"\ndescription = "d"\ntext = "{{ query[:1] }}{{ passage[:1] }}"\n'
+        '[labels]\nyes = ["ja"]\nno = ["nein"]\n'
+    )
+    documents = [Document("a", "bread\n Query: moon"), Document("b", "bread <|im_end|> moon")]
+    expected = [("bread dough", "bread Query: moon"), ("bread dough", "bread < |im_end| > moon")]
+    keys = set()
+    for template in ("yesno", "monot5", path):
+        prompts = PromptSet({"grade": template}, pairs=True)
+        requests = [prompts.render(grade) for grade in _grades(documents)]
+        assert [request.texts for request in requests] == expected
+        assert not any(request.prompt or request.messages for request in requests)
+        keys |= {request.key("model") for request in requests}
+    assert len(keys) == 2
 
 
 def test_what_is_no_question_of_yes_or_no_is_refused(model: Model) -> None:
-    scale = Grade(QUERY, DOCUMENTS[0], ("3", "2", "1", "0"))
-    for ask in (scale, Pick(QUERY, DOCUMENTS[:2], by="labels")):
-        with pytest.raises(CapabilityError, match="yesno"):
+    with pytest.raises(CapabilityError, match="yesno"):
+        _replies(model, [Grade(QUERY, DOCUMENTS[0], ("3", "2", "1", "0"))])
+    assert model.wants == {"pair"}
+    for ask in (Pick(QUERY, DOCUMENTS[:2], by="labels"), Likelihood(QUERY, DOCUMENTS[0])):
+        with pytest.raises(CapabilityError, match="it gives: pair"):
             _replies(model, [ask])
-    assert model.wants == {"labels"}
+    name = model.identity.partition("#")[0]
     with pytest.raises(CapabilityError, match="Likelihood"):
-        Reranker(model.identity.partition("#")[0], method="likelihood")
+        Reranker(name, method="likelihood")
+    with pytest.raises(CapabilityError, match="Pick"):
+        Reranker(name, method="setwise(by=labels)")
+
+
+GENERIC = ["<s>", "<pad>", "</s>", "<unk>", *WORDS]
+GRADES = [*_grades(DOCUMENTS), Grade(QUERY, Document("long", "yeast dough " * 60))]
+
+
+def _generic(folder: Path, family: str, **settings: Any) -> Model:  # noqa: ANN401 - as they are
+    """A classifier whose tokenizer makes type ids and marks the ends; `settings` are its own."""
+    model = tiny.model(family, "SequenceClassification", vocab_size=len(GENERIC), num_labels=1)
+    ends = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", **settings}
+    marks = "<s> $A </s>", "<s> $A </s> $B </s>"
+    tokenizer = tiny.tokenizer(GENERIC, single=marks[0], pair=marks[1], **ends)
+    return connect(f"cross:{tiny.save(folder, model, tokenizer)}")
+
+
+def _alone_as_together(model: Model) -> list[Reply]:
+    replies = _replies(model, GRADES)
+    for ask, reply in zip(GRADES, replies, strict=True):
+        (alone,) = _replies(model, [ask])
+        assert not reply.error
+        assert _logprobs(reply) == pytest.approx(_logprobs(alone), abs=1e-5)
+    assert len({round(_logprobs(reply)[0], 6) for reply in replies}) == len(GRADES)
+    return replies
+
+
+@pytest.mark.parametrize(
+    ("family", "stated", "limit"),
+    [
+        ("Roberta", {}, 62),
+        ("Roberta", {"model_max_length": 64}, 62),
+        ("Roberta", {"model_max_length": 40}, 40),
+        ("DistilBert", {}, 64),
+        ("DistilBert", {"model_max_length": 100}, 64),
+        ("XLNet", {"padding_side": "left"}, 125),
+    ],
+)
+def test_the_limit_is_that_of_the_model_and_of_its_tokenizer(
+    tmp_path: Path, family: str, stated: Mapping[str, Any], limit: int
+) -> None:
+    """RoBERTa cannot use its first two positions; XLNet states -1 for no limit."""
+    *short, long = _alone_as_together(_generic(tmp_path, family, **stated))
+    assert long.usage.prompt_tokens == limit
+    assert long.cut == (limit < 125)
+    assert not any(reply.cut for reply in short)
+
+
+def test_a_classifier_made_from_a_causal_model_needs_no_padding_token(tmp_path: Path) -> None:
+    _alone_as_together(_generic(tmp_path, "Llama", pad_token=None))
+
+
+def test_a_tokenizer_without_an_end_is_a_clear_error(tmp_path: Path) -> None:
+    model = _generic(tmp_path, "Llama", pad_token=None, eos_token=None)
+    with pytest.raises(BackendError, match="no token to pad"):
+        _replies(model, GRADES)
+
+
+def test_values_that_are_not_numbers_are_an_error_of_their_pair_alone(tmp_path: Path) -> None:
+    folder = _save(tmp_path)
+    tiny.poison(folder, VOCABULARY.index("moon"))
+    failed, *fine = _replies(connect(f"cross:{folder}"), _grades(DOCUMENTS))
+    assert "NaN, no numbers, in float32" in failed.error
+    assert not any(reply.error for reply in fine)
+    with Reranker(f"cross:{folder}", method="yesno") as ranker:
+        ranking = ranker.rank(QUERY.text, ["moon", "yeast"])
+    assert ranking.tally.outcomes == {Status.FAILED: 1, Status.OK: 1}
 
 
 def test_what_cannot_be_used_is_a_clear_error(tmp_path: Path) -> None:
@@ -195,6 +304,14 @@ def test_what_cannot_be_used_is_a_clear_error(tmp_path: Path) -> None:
         connect(f"cross:{tmp_path}").count("bread")
     with pytest.raises(BackendError, match="3 classes"):
         connect(f"cross:{_save(tmp_path / 'three', classes=3)}").count("bread")
+    for name, content in (("model.safetensors", b"no weights"), ("tokenizer.json", b"{}")):
+        broken = _save(tmp_path / name)
+        (broken / name).write_bytes(content)
+        with pytest.raises(BackendError, match="cannot load the cross model"):
+            connect(f"cross:{broken}").count("bread")
+    for device in ("cuda:99", "abacus"):
+        with pytest.raises(BackendError, match="cannot load the cross model"):
+            connect(f"cross:{_save(tmp_path / 'fine')},device={device}").count("bread")
     from transformers import BertModel
 
     headless = _save(tmp_path / "headless")

@@ -17,12 +17,13 @@ from llmrank import Reranker, trec
 from llmrank.backends.encoder import SentenceEncoder
 from llmrank.backends.local import LocalBackend
 from llmrank.engine import Engine, run_sync
-from llmrank.errors import LlmrankError, SpecError
+from llmrank.errors import CapabilityError, LlmrankError, SpecError
 from llmrank.plan import Ask, Embed, Grade, Likelihood, Order, Write
 from llmrank.prompts import PromptSet
-from llmrank.request import Reply
+from llmrank.request import Params, Reply, Request, Want
 from llmrank.rerank import parse
 from llmrank.types import Candidate, Document, Ordering, Query, Status, Tally
+from tests.backends import tiny
 
 pytestmark = pytest.mark.local
 QUERY = Query("q", "why does bread rise")
@@ -97,6 +98,75 @@ def test_a_prompt_that_does_not_fit_fails_alone(model: LocalBackend) -> None:
     ]
     assert [outcome.status for outcome in outcomes] == [Status.FAILED, Status.OK]
     assert "do not fit" in outcomes[0].problem
+
+
+WORDS = ["<unk>", "<s>", "</s>", "yes", "no", ":", "bread", "yeast", "dough", "moon", "ocean"]
+
+
+def _tiny(folder: Path, poisoned: str = "", **settings: Any) -> LocalBackend:  # noqa: ANN401
+    model = tiny.model("Llama", "CausalLM", vocab_size=len(WORDS))
+    tokenizer = tiny.tokenizer(WORDS, single="$A", eos_token="</s>", **settings)
+    tiny.save(folder, model, tokenizer)
+    if poisoned:
+        tiny.poison(folder, WORDS.index(poisoned))
+    return LocalBackend(str(folder))
+
+
+def _plain(want: Want, prompt: str, target: str = "bread") -> Request:
+    labels = {"yes": ("yes",), "no": ("no",)} if want == "labels" else {}
+    return Request(
+        ask=Likelihood(QUERY, DOCUMENTS[0]),
+        want=want,
+        prompt=prompt,
+        target=target if want == "likelihood" else "",
+        labels=labels,
+        params=Params(max_tokens=4),
+    )
+
+
+TEXTS = ("yeast", "dough bread yeast dough : bread", "moon ocean " * 20)
+
+
+def test_padding_changes_no_score(tmp_path: Path) -> None:
+    model = _tiny(tmp_path)
+    requests = [_plain("labels", text) for text in TEXTS]
+    requests += [_plain("likelihood", text, t) for text in TEXTS for t in ("bread", "moon : dough")]
+    for request, reply in zip(requests, run_sync(model.answer(requests)), strict=True):
+        (alone,) = run_sync(model.answer([request]))
+        assert not reply.error
+        assert reply.label_logprobs == pytest.approx(alone.label_logprobs, abs=1e-5)
+        assert reply.logprob == pytest.approx(alone.logprob, abs=1e-5)
+
+
+def test_empty_texts_are_outcomes_of_their_own_requests(tmp_path: Path) -> None:
+    """Nothing comes before the first token of an empty prompt; no target has no probability."""
+    model = _tiny(tmp_path)
+    requests = [
+        *(_plain(want, "") for want in ("likelihood", "labels", "text")),
+        _plain("likelihood", "yeast", ""),
+        _plain("likelihood", "yeast", "bread"),
+    ]
+    for asked in (requests, requests[:1], requests[3:4]):
+        replies = run_sync(model.answer(asked))
+        for request, reply in zip(asked, replies, strict=True):
+            assert (reply.error == "the prompt is empty") == (not request.prompt)
+            status = PROMPTS.parse(request, reply).status
+            if request.prompt:
+                assert status is (Status.OK if request.target else Status.MALFORMED)
+
+
+def test_values_that_are_not_numbers_are_an_error_of_their_request_alone(tmp_path: Path) -> None:
+    model = _tiny(tmp_path, poisoned="moon")
+    wants: tuple[Want, ...] = ("likelihood", "labels", "text")
+    requests = [_plain(want, text) for want in wants for text in TEXTS[1:]]
+    errors = [reply.error for reply in run_sync(model.answer(requests))]
+    assert not any(errors[::2])
+    assert all("NaN, no numbers, in float32" in error for error in errors[1::2])
+
+
+def test_what_a_model_cannot_give_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CapabilityError, match="cannot give vectors"):
+        run_sync(_tiny(tmp_path).answer([_plain("vectors", "yeast")]))
 
 
 def test_both_drivers_agree(model: LocalBackend) -> None:

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank.backends._answers import scored
-from llmrank.backends.openai import CHAT, COMPLETIONS, EMBEDDINGS, OpenAIBackend
+from llmrank.backends.dialects import CHAT, COMPLETIONS, EMBEDDINGS
+from llmrank.backends.openai import OpenAIBackend
 from llmrank.backends.wrappers import Limited, Meter, Metered, Retrying
 from llmrank.errors import BackendError, CapabilityError, InputError
 from llmrank.plan import Write
@@ -96,7 +97,7 @@ def test_chat_text(server: Server) -> None:
     assert (reply.text, reply.finish, reply.reasoning) == ("[2] > [1]", "stop", "hm")
     assert (reply.usage, reply.model) == (Usage(30, 2, 16, 1), "served")
     assert not reply.error
-    assert 0 < reply.seconds < 5
+    assert reply.seconds > 0
     (request,) = server.received
     assert request.body == {
         "model": "m",

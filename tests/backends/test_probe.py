@@ -1,18 +1,51 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from llmrank.backends.openai import CHAT, COMPLETIONS, EMBEDDINGS, OpenAIBackend
-from llmrank.backends.probe import QUESTION, Probe, probe
+from llmrank.backends.dialects import (
+    CHAT,
+    COMPLETIONS,
+    DIALECTS,
+    EMBEDDINGS,
+    LIKELIHOOD,
+    STRUCTURED,
+    THINKING_OFF,
+    by_models,
+    by_url,
+)
+from llmrank.backends.openai import Learnt, OpenAIBackend
+from llmrank.backends.probe import FILE, Probe, probe, settle
 from llmrank.errors import BackendError
+from llmrank.plan import Write
+from llmrank.request import Message, Params, Reply, Request
 from tests.backends.test_openai import no_server
-from tests.servers import Server, chat, completion, echoes, refuses, sends, serve
+from tests.servers import (
+    MODEL,
+    SPEAKERS,
+    TOP,
+    Server,
+    Speaker,
+    chat,
+    refuses,
+    sends,
+    serve,
+    speak,
+)
 
-TARGET = " Yes, it is."
-ECHOED = [QUESTION, " Yes", ", it is."]
+FORMS = {"yes": ("Yes", " Yes", "yes", " yes"), "no": ("No", " No", "no", " no")}
+ASK = Write("test", ())
+GRADE = Request(ask=ASK, want="labels", messages=(Message("user", "Relevant?"),), labels=FORMS)
+LISTED = Request(
+    ask=ASK, want="text", messages=(Message("user", "Rank."),), params=Params(max_tokens=4)
+)
+LIKELY = Request(ask=ASK, want="likelihood", prompt="A passage. Query:", target=" red fox")
 
 
 @pytest.fixture(scope="module")
@@ -23,88 +56,231 @@ def running() -> Iterator[Server]:
 
 @pytest.fixture
 def server(running: Server) -> Server:
-    for path in (CHAT, COMPLETIONS, EMBEDDINGS, "/models", "//version"):
-        running.script(path)
-    running.received.clear()
+    running.forget()
     return running
 
 
-def probed(url: str) -> Probe:
-    async def work() -> Probe:
-        backend = OpenAIBackend("m", base_url=url, api_key="sk-test-key")
+def probed(url: str, *requests: Request, dialect: str = "") -> tuple[Probe, list[Reply]]:
+    async def work() -> tuple[Probe, list[Reply]]:
+        backend = OpenAIBackend(MODEL, base_url=url, api_key="sk-test-key", dialect=dialect)
         try:
-            return await probe(backend)
+            return await probe(backend, wait=0.001), await backend.answer(requests)
         finally:
             await backend.close()
 
     return asyncio.run(work())
 
 
-def test_a_server_that_can_do_everything(server: Server) -> None:
-    server.script("/models", sends({"data": [{"id": "m"}, {"id": "n"}]}))
-    server.script("//version", sends({"version": "0.32.0"}))
-    server.script(CHAT, sends(chat(top={"Yes": -0.1, "No": -2.4, "It": -4.0})))
-    plain = completion(logprobs={"top_logprobs": [{" yes": -0.1, " no": -2.0}]})
-    steps = [None, *({"1": {"logprob": -1.0, "decoded_token": text}} for text in ECHOED)]
-    server.script(
-        COMPLETIONS,
-        sends(plain),
-        sends(plain),
-        echoes(ECHOED, [None, -1.0, -2.0]),
-        sends(completion("x", prompt_logprobs=steps)),
+def test_the_table_names_only_what_exists() -> None:
+    for dialect in DIALECTS.values():
+        assert set(dialect.likelihood) <= set(LIKELIHOOD)
+        assert set(dialect.thinking_off) <= set(THINKING_OFF)
+        assert set(dialect.structured) <= set(STRUCTURED)
+        assert dialect.limits
+        assert dialect.labels
+    assert set(SPEAKERS) == set(DIALECTS)
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://api.openai.com/v1", "openai"),
+        ("https://eu.api.openai.com/v1", "openai"),
+        ("https://api.openai.com.evil.example/v1", "unknown"),
+        ("https://notapi.openai.com/v1", "unknown"),
+        ("https://mine.openai.azure.com/openai/v1", "azure"),
+        ("http://127.0.0.1:1/openai/deployments/gpt", "azure"),
+        ("https://openrouter.ai/api/v1", "openrouter"),
+        ("http://127.0.0.1:8000/v1", "unknown"),
+    ],
+)
+def test_addresses(url: str, name: str) -> None:
+    assert by_url(url) == name
+
+
+def test_models_tell_by_their_owner_and_never_by_their_name() -> None:
+    assert by_models([{"id": "x", "owned_by": "vllm"}]) == "vllm"
+    assert by_models([{"id": "vllm-llamacpp-gpt-5", "owned_by": "openai"}, {"id": "y"}]) == (
+        "unknown"
     )
-    server.script(EMBEDDINGS, sends({"data": [{"index": i, "embedding": [1, 2]} for i in (0, 1)]}))
-    found = probed(server.url)
-    assert (found.models, found.version) == (("m", "n"), "0.32.0")
-    assert found.chat
-    assert found.completions
-    assert found.chat_logprobs.note == "top-3"
-    assert found.completion_logprobs.note == "top-2"
-    assert found.echo.note == found.prompt_logprobs.note == "2 tokens scored"
-    assert found.embeddings.note == "2 dimensions"
+
+
+TOLD = {
+    # limit, label way, likelihood, thinking, structured, version
+    "openai": ("max_completion_tokens", "top-20", "", "reasoning_effort=minimal", ""),
+    "azure": ("max_completion_tokens", "top-20", "", "reasoning_effort=minimal", ""),
+    "openrouter": ("max_tokens", "top-20", "", "reasoning.enabled=false", ""),
+    "vllm": ("max_tokens", "ids", "echo", "enable_thinking=false", "0.32.0"),
+    "sglang": ("max_tokens", "top-20", "echo, 1 logprob", "", "0.5.23"),
+    "llama.cpp": ("max_tokens", "top-100", "", "", "b1"),
+    "ollama": ("max_tokens", "top-20", "", "reasoning_effort=none", "0.30.0"),
+    "tgi": ("max_tokens", "top-5", "decoder_input_details", "", "3.3.6"),
+    "unknown": ("max_tokens", "top-20", "", "", ""),
+}
+EXACT = {"Yes": -0.4, " Yes": -4.0, "yes": -6.0, "No": -1.8, " No": -7.0, "no": -9.0}
+
+
+@pytest.mark.parametrize("name", SPEAKERS)
+def test_every_dialect_is_recognised_and_spoken(server: Server, name: str) -> None:
+    limit, way, likelihood, thinking, version = TOLD[name]
+    url = speak(server, SPEAKERS[name])
+    url += "?api-version=2024-10-21" if name == "azure" else ""
+    found, (graded, listed) = probed(url, GRADE, LISTED, dialect=name if name == "openai" else "")
+    assert (found.server, found.version, found.settled) == (name, version, True)
+    assert found.can["token_limit"].note == limit
+    assert (found.learnt.likelihood, found.learnt.thinking) == (likelihood, thinking)
+    assert found.learnt.labels[CHAT] == way
+    assert found.models == (MODEL,)
+    for capability in ("chat", "system_role", "stop", "chat_logprobs"):
+        assert found.can[capability], capability
+    assert bool(found.can["structured_output"]) is (name != "unknown")
+    assert bool(found.can["reasoning"]) is bool(thinking)
+    assert bool(found.can["tokenizer"]) is bool(SPEAKERS[name].tokenizer)
+    expected = EXACT if way == "ids" else dict(list(TOP.items())[: int(way[4:])])
+    assert graded.label_logprobs == {k: v for k, v in expected.items() if k in EXACT}
+    assert (listed.text, listed.finish) == ("one two three four", "length")
+    last = [r for r in server.received if r.path.endswith(CHAT)][-1]
+    assert last.body[limit] == 4
+    assert ("Authorization" in last.headers) is (name != "azure")
+    if thinking:
+        assert THINKING_OFF[thinking].items() <= last.body.items()
+
+
+@pytest.mark.parametrize("name", [n for n, told in TOLD.items() if told[2]])
+def test_likelihood_by_the_servers_own_way(server: Server, name: str) -> None:
+    found, (reply,) = probed(speak(server, SPEAKERS[name]), LIKELY)
+    assert (reply.logprob, reply.tokens) == (-2.0, 2)
+    assert found.uses["likelihood"] == found.learnt.likelihood.split(",")[0]
+
+
+def test_a_probe_in_words(server: Server) -> None:
+    found, _ = probed(speak(server, SPEAKERS["vllm"]))
+    assert found.context == 4096
+    assert found.uses == {
+        "pointwise labels": "chat, exact token ids",
+        "likelihood": "echo",
+        "listwise text": "chat text",
+        "listwise labels": "chat, exact token ids",
+        "attention": "not available: no server shows its attention; use --model local",
+        "dense": "not available: HTTP 404: Not Found",
+    }
+    assert found.can["label_ids"].note == "6 of 8 forms are one token"
+    yes = math.exp(-0.4) + math.exp(-4.0) + math.exp(-6.0)
+    assert found.sample["Yes"] == pytest.approx(yes)
     assert found.seconds is not None
     assert found.seconds > 0
-    assert found.uses == {
-        "listwise": "chat text",
-        "yes/no": "label probabilities from top-3",
-        "likelihood": "echo",
-        "dense": "embeddings",
-    }
     assert "sk-test-key" not in repr(found)
+
+
+def test_azures_key_and_version_go_with_every_request(server: Server) -> None:
+    url = speak(server, SPEAKERS["azure"])
+    found, _ = probed(f"{url}?api-version=2024-10-21")
+    assert found.url == url
+    assert {r.headers.get("api-key") for r in server.received} == {"sk-test-key"}
+    assert {r.query for r in server.received} == {"api-version=2024-10-21"}
+
+
+def test_openrouter_must_not_drop_what_labels_need(server: Server) -> None:
+    probed(speak(server, SPEAKERS["openrouter"]))
+    asked = [body for body in server.bodies(CHAT) if body.get("top_logprobs")]
+    assert asked
+    assert all(body["provider"] == {"require_parameters": True} for body in asked)
+
+
+@pytest.mark.parametrize(
+    ("speaker", "missing"),
+    [
+        (replace(SPEAKERS["vllm"], limits=("other",), quiet=None), "token_limit"),
+        (replace(SPEAKERS["vllm"], ids=False), "label_ids"),
+        (replace(SPEAKERS["vllm"], schema=("nowhere",)), "structured_output"),
+        (replace(SPEAKERS["vllm"], echo=("prompt_logprobs",)), "echo"),
+        (replace(SPEAKERS["vllm"], echo=("echo",)), "prompt_logprobs"),
+        (replace(SPEAKERS["vllm"], top=20, ids=False, tokenizer=""), "tokenizer"),
+    ],
+)
+def test_an_accepted_field_that_changes_nothing_does_not_count(
+    server: Server, speaker: Speaker, missing: str
+) -> None:
+    url = speak(server, speaker)
+    found, (graded,) = probed(url, GRADE)
+    assert not found.can[missing]
+    assert found.can["chat_logprobs"]
+    assert graded.label_logprobs["Yes"] == -0.4
+
+
+def test_a_model_that_cannot_be_kept_from_thinking(server: Server) -> None:
+    stubborn = replace(SPEAKERS["vllm"], quiet={"no": "way"})
+    found, _ = probed(speak(server, stubborn))
+    assert found.can["reasoning"].note == "it thinks, and nothing known keeps it from that"
+    assert found.learnt.thinking == ""
+
+
+def test_a_model_that_may_think_is_not_kept_from_it(server: Server) -> None:
+    url = speak(server, SPEAKERS["vllm"])
+
+    async def work() -> tuple[str, str, str]:
+        quiet, free = (OpenAIBackend(MODEL, base_url=url, thinking=t) for t in (False, True))
+        before = quiet.identity
+        found = await settle(quiet, None)
+        free.adopt(found.learnt)
+        (reply,) = await free.answer([LISTED])
+        await quiet.close()
+        await free.close()
+        assert free.identity == before
+        return before, quiet.identity, reply.reasoning
+
+    before, after, thought = asyncio.run(work())
+    assert after == f"{before}#thinking=off"
+    assert thought
 
 
 def test_a_server_that_chats_and_nothing_else(server: Server) -> None:
     server.script(CHAT, sends(chat()))
-    found = probed(server.url)
-    assert (found.models, found.version, found.echo.works) == ((), "", False)
+    found, _ = probed(server.url)
+    assert (found.server, found.models, found.version, found.context) == ("unknown", (), "", None)
     uses = found.uses
-    assert uses["listwise"] == "chat text"
-    assert uses["yes/no"] == "not available: the server returns no log-probabilities"
-    assert uses["likelihood"].startswith("not available: no /completions")
-    assert uses["dense"].startswith("not available:")
-
-
-def test_completions_that_ignore_echo(server: Server) -> None:
-    server.script(COMPLETIONS, sends(completion(logprobs={"top_logprobs": [{" yes": -0.1}]})))
-    found = probed(server.url)
-    assert found.uses["listwise"] == "completions text"
-    assert found.uses["yes/no"] == "label probabilities from top-1 of completions"
-    assert found.uses["likelihood"] == "not available: the server ignores echo"
-    assert found.seconds is not None
+    assert uses["listwise text"] == "chat text"
+    assert "returns no log-probabilities" in uses["pointwise labels"]
+    assert uses["likelihood"] == uses["dense"] == "not available: HTTP 404: Not Found"
+    assert found.sample == {}
 
 
 def test_an_embedding_server(server: Server) -> None:
     server.script(EMBEDDINGS, sends({"data": [{"index": i, "embedding": [1]} for i in (0, 1)]}))
-    found = probed(server.url)
-    assert (found.chat.works, found.seconds, found.uses["dense"]) == (False, None, "embeddings")
+    found, _ = probed(server.url)
+    assert not found.can["chat"]
+    assert (found.seconds, found.uses["dense"]) == (None, "embeddings")
+
+
+def test_scoring_routes_count_where_they_tell_passages_apart(server: Server) -> None:
+    speak(server, SPEAKERS["vllm"])
+    server.script("//score", sends({"data": [{"index": 0, "score": 0.9}, {"score": 0.1}]}))
+    server.script("/rerank", sends([{"score": 0.5, "index": 0}, {"score": 0.5, "index": 1}]))
+    answers = [{"type": "predicate", "probability": p} for p in (0.9, 0.2)]
+    server.script("/decisions", sends({"answers": answers}))
+    found, _ = probed(server.url)
+    assert found.can["score"]
+    assert found.can["decisions"]
+    assert "same number" in found.can["rerank"].note
+
+
+def test_a_moment_of_trouble_leaves_nothing_open(server: Server) -> None:
+    url = speak(server, SPEAKERS["vllm"])
+    server.script(EMBEDDINGS, refuses(503, "busy"), refuses(429, "wait"), sends({"data": []}))
+    found, _ = probed(url)
+    assert found.settled
+    assert found.can["embeddings"].note == "no vectors"
+    server.script(EMBEDDINGS, refuses(503, "busy"))
+    found, _ = probed(url)
+    assert not found.settled
 
 
 def test_a_key_for_some_routes_only(server: Server) -> None:
     server.script("/models", refuses(403, "missing scope"))
     server.script(EMBEDDINGS, refuses(403, "missing scope"))
     server.script(CHAT, sends(chat(top={"Yes": -0.1})))
-    found = probed(server.url)
-    assert found.chat
+    found, _ = probed(server.url)
+    assert found.can["chat"]
     assert "missing scope" in found.uses["dense"]
 
 
@@ -130,3 +306,65 @@ def test_a_server_that_answers_nothing(server: Server, status: int, said: str) -
         server.script(path, refuses(status, said))
     with pytest.raises(BackendError, match=said):
         probed(server.url)
+
+
+def settled(url: str, folder: Path, model: str = MODEL) -> Learnt:
+    async def work() -> Learnt:
+        backend = OpenAIBackend(model, base_url=url)
+        try:
+            await settle(backend, folder)
+            return backend.learnt
+        finally:
+            await backend.close()
+
+    return asyncio.run(work())
+
+
+def test_a_server_is_probed_once(server: Server, tmp_path: Path) -> None:
+    url = speak(server, SPEAKERS["vllm"])
+    folder = tmp_path / "run"
+    first = settled(url, folder)
+    sent = len(server.received)
+    assert settled(url, folder) == first
+    assert len(server.received) == sent
+    loaded = Probe.load(folder, url, MODEL)
+    assert loaded is not None
+    assert loaded.learnt == first
+    assert Probe.load(folder, url, "other") is Probe.load(tmp_path, url, MODEL) is None
+    settled(url, folder, "other")
+    assert Probe.load(folder, url, MODEL) == loaded
+    assert [path.name for path in folder.iterdir()] == [FILE]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: text[:100],
+        lambda text: "[]",
+        lambda text: text.replace('"format": 1', '"format": 0'),
+        lambda text: text.replace('"enable_thinking=false"', '"of another version"'),
+        lambda text: text.replace('"works"', '"worked"'),
+        lambda text: text.replace('"dialect": "vllm"', '"dialect": "dutch"'),
+        lambda text: text.replace('"chat_logprobs"', '"chat_log"'),
+    ],
+)
+def test_a_broken_file_is_probed_again(
+    server: Server, tmp_path: Path, spoil: Callable[[str], str]
+) -> None:
+    url = speak(server, SPEAKERS["vllm"])
+    first = settled(url, tmp_path)
+    file = tmp_path / FILE
+    whole = file.read_text()
+    assert spoil(whole) != whole
+    file.write_text(spoil(whole))
+    assert Probe.load(tmp_path, url, MODEL) is None
+    assert settled(url, tmp_path) == first
+    assert Probe.load(tmp_path, url, MODEL) is not None
+    assert json.loads(file.read_text())["format"] == 1
+
+
+def test_what_trouble_left_open_is_not_kept(server: Server, tmp_path: Path) -> None:
+    url = speak(server, SPEAKERS["vllm"])
+    server.script(EMBEDDINGS, refuses(403, "not now"))
+    settled(url, tmp_path)
+    assert not (tmp_path / FILE).exists()

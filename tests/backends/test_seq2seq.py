@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,11 +19,14 @@ from llmrank.plan import Ask, Grade, Likelihood
 from llmrank.prompts import PromptSet
 from llmrank.request import Message, Params, Reply, Request
 from llmrank.types import Document, Query, Status
+from tests.backends import tiny
 
 pytestmark = pytest.mark.local
 
 SPECIAL = ["<pad>", "</s>", "<unk>", "<s>"]
-WORDS = "true false Query Document Relevant : bread yeast dough moon ocean why does rise the"
+WORDS = (
+    "true false True FALSE Query Document Relevant : bread yeast dough moon ocean why does rise the"
+)
 VOCABULARY = {word: i for i, word in enumerate([*SPECIAL, *WORDS.split()])}
 POSITIONS = 32
 QUERY = Query("q", "why does bread rise")
@@ -33,74 +37,26 @@ DOCUMENTS = tuple(
 PROMPTS = PromptSet({"grade": "monot5"})
 
 
-def _tokenizer(ends: Mapping[str, str]) -> Any:  # noqa: ANN401 - transformers has no types
-    """One token a word, unknown ones alike, and an end behind every text."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", VOCABULARY["</s>"])]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", **ends)
-
-
 def _save(folder: Path, kind: str) -> Path:
-    torch = pytest.importorskip("torch")
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    torch.manual_seed(0)
-    model: Any
-    if kind == "t5":
-        model = transformers.T5ForConditionalGeneration(
-            transformers.T5Config(
-                vocab_size=len(VOCABULARY),
-                d_model=32,
-                d_kv=16,
-                d_ff=64,
-                num_layers=1,
-                num_heads=2,
-                decoder_start_token_id=0,
-                initializer_factor=2.0,
-            )
-        )
-    else:
-        model = transformers.BartForConditionalGeneration(
-            transformers.BartConfig(
-                vocab_size=len(VOCABULARY),
-                d_model=32,
-                encoder_layers=1,
-                decoder_layers=1,
-                encoder_attention_heads=2,
-                decoder_attention_heads=2,
-                encoder_ffn_dim=64,
-                decoder_ffn_dim=64,
-                max_position_embeddings=POSITIONS,
-                init_std=0.3,
-                pad_token_id=0,
-                bos_token_id=3,
-                eos_token_id=1,
-                decoder_start_token_id=1,
-                forced_eos_token_id=None,
-            )
-        )
+    settings = {} if kind == "T5" else {"max_position_embeddings": POSITIONS}
+    # A seed with which the first token of a text is not its end.
+    model = tiny.model(
+        kind, "ConditionalGeneration", seed=19, vocab_size=len(VOCABULARY), **settings
+    )
+    if kind == "Bart":
         # What BART's own checkpoints have: a first token that nobody chooses, and beams.
         model.generation_config.forced_bos_token_id = 3
         model.generation_config.num_beams = 4
-    model.save_pretrained(folder)
-    _tokenizer({"pad_token": "<pad>", "eos_token": "</s>"}).save_pretrained(folder)
-    return folder
+    ends = {"pad_token": "<pad>", "eos_token": "</s>"}
+    return tiny.save(folder, model, tiny.tokenizer(list(VOCABULARY), single="$A </s>", **ends))
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    return {kind: _save(tmp_path_factory.mktemp(kind), kind) for kind in ("t5", "bart")}
+    return {kind: _save(tmp_path_factory.mktemp(kind), kind) for kind in ("T5", "Bart")}
 
 
-@pytest.fixture(scope="module", params=["t5", "bart"])
+@pytest.fixture(scope="module", params=["T5", "Bart"])
 def folder(request: pytest.FixtureRequest, folders: Mapping[str, Path]) -> Path:
     return folders[request.param]
 
@@ -140,10 +96,60 @@ def test_labels_are_what_the_decoder_says_first(folder: Path, model: Model) -> N
     ):
         prompt = f"Query: {QUERY.text} Document: {document.text.strip()} Relevant:"
         (first,) = _logits(folder, prompt, [VOCABULARY["true"]]).tolist()
-        # " true" is the same token and is not counted twice; "True" is unknown.
+        # " true" is the same token and is not counted twice; "True" is another and not counted.
         expected = {word: first[VOCABULARY[word]] for word in ("true", "false")}
         assert reply.label_logprobs == pytest.approx(expected, abs=1e-5)
         assert reply.usage.prompt_tokens == model.count(prompt) + 1
+
+
+def test_monot5_is_the_softmax_of_the_logits_of_true_and_false(
+    folders: Mapping[str, Path],
+) -> None:
+    """Of these two tokens alone, as published; the prompt is read whole, however long."""
+    import torch
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folders["T5"])
+    direct = AutoModelForSeq2SeqLM.from_pretrained(folders["T5"]).eval()
+    model = connect(f"seq2seq:{folders['T5']}")
+    documents = [*DOCUMENTS, Document("long", "the yeast dough moon " * 60)]
+    requests = [PROMPTS.render(Grade(QUERY, document)) for document in documents]
+    for document, request, reply in zip(
+        documents, requests, run_sync(model.answer(requests)), strict=True
+    ):
+        prompt = f"Query: {QUERY.text} Document: {document.text.strip()} Relevant:"
+        encoded = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        with torch.no_grad():
+            out = direct(**encoded, decoder_input_ids=torch.tensor([[0]])).logits[0, 0]
+        both = out[[VOCABULARY["true"], VOCABULARY["false"]]].softmax(0).tolist()
+        answer = PROMPTS.parse(request, reply)
+        assert request.prompt == prompt
+        assert answer.value is not None
+        assert answer.value.probabilities == pytest.approx(both, abs=1e-6)
+        assert (reply.usage.prompt_tokens, reply.cut) == (encoded["input_ids"].shape[1], 0)
+
+
+def test_a_tokenizer_saved_to_cut_does_not_cut(tmp_path: Path) -> None:
+    folder = _save(tmp_path, "T5")
+    path = folder / "tokenizer.json"
+    stated = json.loads(path.read_text())
+    stated["truncation"] = {
+        "direction": "Right",
+        "max_length": 8,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
+    path.write_text(json.dumps(stated))
+    (reply,) = _replies(connect(f"seq2seq:{folder}"), [Grade(QUERY, DOCUMENTS[1])])
+    assert reply.usage.prompt_tokens > 8
+
+
+def test_a_label_that_is_no_token_is_refused(model: Model) -> None:
+    """Without its probability the other label would always win."""
+    request = PROMPTS.render(Grade(QUERY, DOCUMENTS[0]))
+    for form in ("never", "true false"):
+        with pytest.raises(CapabilityError, match="label 'no' is no single token"):
+            run_sync(model.answer([replace(request, labels={"yes": ("true",), "no": (form,)})]))
 
 
 def test_a_likelihood_is_the_sum_over_the_target(folder: Path, model: Model) -> None:
@@ -186,7 +192,7 @@ def test_text_is_the_greedy_one(folder: Path, model: Model) -> None:
 
 def test_a_sample_depends_on_its_seed_alone(model: Model) -> None:
     requests = [
-        replace(_write(prompt, max_tokens=8, temperature=1.0, seed=seed), sample=seed)
+        replace(_write(prompt, max_tokens=8, temperature=4.0, seed=seed), sample=seed)
         for seed, prompt in enumerate(["why does bread rise", "moon", "the yeast the dough"])
     ]
     together = [reply.text for reply in run_sync(model.answer(requests))]
@@ -198,12 +204,12 @@ def test_a_sample_depends_on_its_seed_alone(model: Model) -> None:
 def test_what_exceeds_the_positions_fails_alone(folders: Mapping[str, Path]) -> None:
     """T5 has no positions to exceed."""
     long = [Grade(QUERY, Document("long", "yeast " * 2 * POSITIONS)), Grade(QUERY, DOCUMENTS[0])]
-    failed, fine = _replies(connect(f"seq2seq:{folders['bart']}"), long)
+    failed, fine = _replies(connect(f"seq2seq:{folders['Bart']}"), long)
     assert "do not fit" in failed.error
     assert set(fine.label_logprobs) == {"true", "false"}
     wordy = _write("moon", max_tokens=POSITIONS)
-    assert "do not fit" in run_sync(connect(f"seq2seq:{folders['bart']}").answer([wordy]))[0].error
-    assert not any(r.error for r in _replies(connect(f"seq2seq:{folders['t5']}"), long))
+    assert "do not fit" in run_sync(connect(f"seq2seq:{folders['Bart']}").answer([wordy]))[0].error
+    assert not any(r.error for r in _replies(connect(f"seq2seq:{folders['T5']}"), long))
 
 
 def test_a_chat_becomes_one_text_unless_it_has_replies(folder: Path, model: Model) -> None:
@@ -265,7 +271,7 @@ def _train(folder: Path, texts: Mapping[str, str], steps: int) -> None:
 
 def test_a_trained_monot5_ranks(tmp_path: Path) -> None:
     """By p(true) of the prompt it was trained on."""
-    folder = _save(tmp_path / "trained", "t5")
+    folder = _save(tmp_path / "trained", "T5")
     queries = {"bread": {"yeast", "dough"}, "moon": {"ocean"}}
     passages = ["the ocean", "yeast", "the dough", "dough the yeast", "ocean"]
     relevant = {

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -28,56 +26,17 @@ from llmrank.backends.wrappers import (
 from llmrank.errors import BackendError, CapabilityError
 from llmrank.plan import Ask, Embed, Grade, Likelihood, Order, Pick, Write
 from llmrank.request import Message, Params, Reply, Request, Want
-from llmrank.types import Document, Query, Usage
-
-T = TypeVar("T")
-QUERY = Query("q", "q")
-
-
-def request(text: str, want: Want = "text", max_tokens: int = 1) -> Request:
-    ask = Grade(QUERY, Document(text, text))
-    return Request(ask=ask, want=want, prompt=text, params=Params(max_tokens=max_tokens))
-
-
-Behaviour = Callable[[Request, int], Awaitable[Reply]]
-
-
-async def echo(item: Request, _: int) -> Reply:
-    await asyncio.sleep(0)
-    return Reply(text=item.prompt)
-
-
-class Fake:
-    """Answers by a function of the request and how often it was asked before; keeps a log."""
-
-    def __init__(
-        self,
-        behaviour: Behaviour = echo,
-        *,
-        identity: str = "fake",
-        wants: Iterable[Want] = ("text",),
-        batch: int = 1,
-    ) -> None:
-        self.behaviour, self.identity, self.batch = behaviour, identity, batch
-        self.wants: frozenset[Want] = frozenset(wants)
-        self.sent: Counter[str] = Counter()
-        self.under_way = self.most = self.closed = self.calls = 0
-
-    async def answer(self, requests: Sequence[Request]) -> list[Reply]:
-        """What the behaviour says."""
-        self.calls += 1
-        before = [self.sent[item.prompt] for item in requests]
-        self.sent.update(item.prompt for item in requests)
-        self.under_way += len(requests)
-        self.most = max(self.most, self.under_way)
-        try:
-            return [await self.behaviour(item, n) for item, n in zip(requests, before, strict=True)]
-        finally:
-            self.under_way -= len(requests)
-
-    async def close(self) -> None:
-        """Count."""
-        self.closed += 1
+from llmrank.types import Document, Usage
+from tests.backends.fakes import (
+    QUERY,
+    Fake,
+    echo,
+    one,
+    quiet,
+    request,
+    slowly,
+    transient,
+)
 
 
 class Dictionary:
@@ -97,30 +56,6 @@ class Dictionary:
             assert key not in self.stored
             self.told.append(told)
             self.stored[key] = Reply(text=reply.text, reused=True)
-
-
-def quiet(work: Coroutine[Any, Any, T]) -> T:
-    """Run on a fresh loop; no task may be left when the work ends and no error go unheard."""
-    unheard: list[dict[str, Any]] = []
-
-    async def main() -> T:
-        asyncio.get_running_loop().set_exception_handler(lambda _, found: unheard.append(found))
-        try:
-            return await work
-        finally:
-            left = asyncio.all_tasks() - {asyncio.current_task()}
-            assert not left, left
-
-    try:
-        return asyncio.run(main())
-    finally:
-        gc.collect(1)
-        assert not unheard, unheard
-
-
-async def one(backend: Wrapper | Routed, text: str) -> Reply:
-    (reply,) = await backend.answer([request(text)])
-    return reply
 
 
 # Cached
@@ -249,11 +184,6 @@ def test_an_error_of_the_memory_reaches_all_who_wait() -> None:
         assert [str(error) for error in found] == ["disk full"] * 3
 
     quiet(main())
-
-
-async def slowly(item: Request, _: int) -> Reply:
-    await asyncio.sleep(0.004)
-    return Reply(text=item.prompt)
 
 
 def test_cancelling_who_asked_leaves_those_who_wait_to_ask() -> None:
@@ -478,18 +408,6 @@ def test_an_error_stops_the_rest_of_the_batch(wrapper: Callable[[Fake], Wrapper]
 # Retrying
 
 
-def transient(times: int, retry_after: float | None = None) -> Behaviour:
-    """Fails with a passing error so many times for each request, then answers."""
-
-    async def behaviour(item: Request, before: int) -> Reply:
-        await asyncio.sleep(0)
-        if before < times:
-            return Reply(error=f"busy {before}", transient=True, retry_after=retry_after)
-        return Reply(text=item.prompt)
-
-    return behaviour
-
-
 @pytest.mark.parametrize("fails", range(6))
 @pytest.mark.parametrize("attempts", [1, 2, 4])
 def test_passing_errors_are_asked_again(fails: int, attempts: int) -> None:
@@ -547,7 +465,7 @@ def test_the_server_says_how_long_to_wait_up_to_the_longest() -> None:
 def test_a_burst_of_failures_does_not_end_the_run() -> None:
     async def main() -> None:
         inner = Fake(transient(1))
-        retrying = Retrying(Limited(inner, 64), first_wait=0.01)
+        retrying = Retrying(Limited(inner, 64, least=64), first_wait=0.01)
         replies = await asyncio.gather(*(one(retrying, str(i)) for i in range(64)))
         assert [reply.text for reply in replies] == [str(i) for i in range(64)]
         assert inner.most == 64

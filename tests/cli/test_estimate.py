@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def test_what_is_estimated_is_what_is_sent(
     assert not (tmp_path / "runs").exists()
     assert llmrank("rerank", *given).code == 0
     summary = json.loads((tmp_path / "runs/a/summary.json").read_text())
-    assert told["calls"] == asked(server) == summary["requests"]
+    assert told["calls"] == told["calls_at_most"] == asked(server) == summary["requests"]
     assert (told["queries"], told["known"]) == (4, 0)
     assert told["rounds"] == summary["rounds"]
 
@@ -48,7 +49,7 @@ def test_what_a_journal_knows_costs_nothing(
         again = json.loads(llmrank("estimate", *given, folder, "--method", "yesno@5").out)
         assert (again["calls"], again["known"], again["cost"]) == (0, sent, 0)
         deeper = json.loads(llmrank("estimate", *given, folder, "--method", "yesno@8").out)
-        assert (deeper["calls"], deeper["known"]) == (12, sent)
+        assert (deeper["calls"], deeper["calls_at_most"], deeper["known"]) == (12, 12, sent)
         usage = deeper["usage"]
         price = (usage["prompt_tokens"] + 2 * usage["completion_tokens"]) / 1e6
         assert deeper["cost"] == pytest.approx(price)
@@ -63,7 +64,37 @@ def test_the_table(llmrank: Command, served: Data) -> None:
     done = llmrank("estimate", *served, "--method", "yesno@5")
     assert done.code == 0
     assert "give --prices" in done.out
-    assert "calls, if the order is confirmed" in done.out
+    assert re.search(r"^calls +20 *$", done.out, re.MULTILINE)
+    done = llmrank("estimate", *served, "--method", "setwise(k=2)@10")
+    found = re.search(r"^calls +(\d+) to (\d+) *$", done.out, re.MULTILINE)
+    assert found is not None
+    told = json.loads(llmrank("estimate", *served, "--method", "setwise(k=2)@10", "--json").out)
+    assert [told["calls"], told["calls_at_most"]] == [int(found[1]), int(found[2])]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "prp(sliding=3)@8",
+        "setwise_bubblesort(k=3)@12",
+        "setwise(k=3)@12",
+        "tdpart(window=6, pivot=3)@20",
+        "psc(sliding(window=5, stride=3), samples=3)@10",
+        "yesno@15 >> prp(sliding=2)@5",
+        "passages(prp(sliding=2), words=8, overlap=2)@3",
+    ],
+)
+def test_what_is_sent_is_between_the_two(
+    llmrank: Command, served: Data, server: Server, method: str
+) -> None:
+    given = [*served, "--method", method, "--out", "runs/a"]
+    told = json.loads(llmrank("estimate", *given, "--json").out)
+    assert told["known"] == 0
+    assert llmrank("rerank", *given).code == 0
+    assert told["calls"] <= asked(server) <= told["calls_at_most"]
+    assert llmrank("rerank", *given, "--out", "runs/b").code == 0
+    again = json.loads(llmrank("estimate", *given, "--json").out)
+    assert (again["calls"], again["calls_at_most"], again["known"]) == (0, 0, asked(server))
 
 
 def test_it_fails_as_the_run_would(llmrank: Command, served: Data) -> None:
@@ -71,3 +102,6 @@ def test_it_fails_as_the_run_would(llmrank: Command, served: Data) -> None:
     assert llmrank("estimate", *served, "--run", "missing").code == 3
     assert llmrank("estimate", *served, "--prompt", "order=nosuch").code == 3
     assert llmrank("estimate", *served, "--limit", "0").code == 2
+    latin = llmrank("estimate", *served, "--method", "jointrank(k=3, design=latin)")
+    assert (latin.code, latin.out) == (3, "")
+    assert "a latin square of 20 items" in latin.err

@@ -50,6 +50,15 @@ def test_the_table_has_a_line_for_every_method(llmrank: Command) -> None:
     assert sliding.split()[-4:] == ["3", "3", "60", "7,500"]
 
 
+def test_another_depth_is_named(llmrank: Command) -> None:
+    given = ["--method", "sliding", *QUICK]
+    first = json.loads(llmrank("simulate", *given, "--at", 1, "--json").out)["methods"][0]
+    ten = json.loads(llmrank("simulate", *given, "--json").out)["methods"][0]
+    assert "nDCG@10" not in first
+    assert first["nDCG@1"] != ten["nDCG@10"]
+    assert llmrank("simulate", *given, "--at", 5).out.split()[:2] == ["method", "nDCG@5"]
+
+
 def test_options_change_the_outcome(llmrank: Command) -> None:
     def reached(*options: object) -> float:
         given = ["--method", "sliding", *QUICK, "--json", *options]

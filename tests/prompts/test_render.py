@@ -31,7 +31,8 @@ from llmrank.plan import (
     need,
 )
 from llmrank.prompts import PromptSet, load, names
-from llmrank.prompts.render import KINDS, clean, want_of
+from llmrank.prompts.passages import clean
+from llmrank.prompts.render import KINDS, want_of
 from llmrank.request import Message, Params, Request, Want
 from llmrank.types import Document, Query
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmrank.plan import (
     Answer,
     Ask,
     Attend,
     Choice,
+    Drive,
     Grade,
     Grades,
     Likelihood,
@@ -19,16 +20,27 @@ from llmrank.plan import (
     Order,
     Permutation,
     Pick,
+    Plan,
 )
 from llmrank.rerank import METHODS
-from llmrank.types import Candidate, Document, Query, Status
+from llmrank.types import Candidate, Document, Ordering, Query, Status
 
 INNER = "sliding(window=6, stride=3)"
 SPECS = [f"{name}({INNER})" if family.inner else name for name, family in METHODS.items()]
 """Every method with its defaults; those that rank by another one rank by windows."""
 
+Judge = Callable[[Ask[Any]], Answer[Any]]
+
 QUERY = Query("q", "small query")
 FAILED: Answer[Any] = Answer(status=Status.FAILED, problem="connection lost")
+
+
+class Ran(NamedTuple):
+    """What a plan returned, how many calls it took, and how many rounds."""
+
+    ordering: Ordering
+    calls: int
+    rounds: int
 
 
 def candidates(count: int) -> list[Candidate]:
@@ -98,3 +110,58 @@ class Failing(Perfect):
     def __call__(self, item: Ask[Any]) -> Answer[Any]:
         answer = super().__call__(item)
         return FAILED if len(self.asks) - 1 in self.failing else answer
+
+
+class Erratic(Perfect):
+    """Answers at random: any order, often only a part of it, and sometimes nothing."""
+
+    def __init__(self, seed: int, failures: float = 0.2) -> None:
+        super().__init__([])
+        self.rng, self.failures = Random(seed), failures
+
+    def __call__(self, item: Ask[Any]) -> Answer[Any]:
+        answer = super().__call__(item)
+        return FAILED if self.rng.random() < self.failures else answer
+
+    def value(self, item: Ask[Any]) -> object:
+        assert isinstance(item, Order | Pick)
+        size = len(item.docs)
+        order = tuple(self.rng.sample(range(size), size))
+        if isinstance(item, Order):
+            return Permutation(order, self.rng.choice([None, self.rng.randint(0, size)]))
+        if item.by == "text":
+            return Choice(order[: self.rng.randint(0, item.n)])
+        return Choice(order[: item.n], tuple(self.rng.choice([0.0, 0.1, 0.2]) for _ in order))
+
+
+def shown(item: Ask[Any]) -> list[str]:
+    """The ids of the documents of an ask, as they stand there."""
+    assert isinstance(item, Order | Pick)
+    return [document.id for document in item.docs]
+
+
+def noisy(seed: int) -> Judge:
+    """Picks at random, neither consistent nor transitive, the same for the same question; some
+    fail."""
+
+    def judge(item: Ask[Any]) -> Answer[Any]:
+        assert isinstance(item, Pick)
+        random = Random(f"{seed}/{[doc.id for doc in item.docs]}/{item.by}")
+        if random.random() < 0.1:
+            return FAILED
+        mass = [random.random() for _ in item.docs]
+        likely = tuple(part / sum(mass) for part in mass) if item.by == "labels" else None
+        return Answer(status=Status.OK, value=Choice((mass.index(max(mass)),), likely))
+
+    return judge
+
+
+def run(plan: Plan[Ordering], judge: Judge, random: Random | None = None) -> Ran:
+    """Drive a plan to its end; with `random` the answers come one by one in an order of its own."""
+    running = Drive(plan)
+    tickets, calls = running.start(), 0
+    while tickets:
+        ticket = tickets.pop(random.randrange(len(tickets)) if random else 0)
+        calls += 1
+        tickets += running.answer(ticket, judge(ticket.ask))
+    return Ran(running.result, calls, running.rounds)

@@ -6,25 +6,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank.errors import SpecError
 from llmrank.plan import Answer, Ask, Drive, Order, Permutation, drive
 from llmrank.rerank import parse
 from llmrank.rerank.adaptive import cross_sections
-from llmrank.rerank.posterior import Evidence, Posterior
 from llmrank.types import Status
 from tests.rerank.judges import FAILED, QUERY, Failing, Perfect, best_first, candidates, grades
 
 
 @pytest.mark.parametrize("by", ["text", "labels"])
 @pytest.mark.parametrize(
-    ("k", "cover", "then"), [(20, 1, "2+2"), (10, 3, "0"), (5, 2, "1"), (2, 1, "3")]
+    ("k", "cover", "then"), [(20, 1, "2+2"), (10, 3, "0"), (5, 2, "1"), (2, 1, "3"), (6, 1, "half")]
 )
 def test_every_count_is_judged_within_the_schedule(k: int, cover: int, then: str, by: str) -> None:
     method = parse(f"adaptive(k={k}, cover={cover}, then={then}, by={by})@200")
-    further = [int(part) for part in then.split("+") if int(part)]
     for count in range(0, 131, 1 if k == 20 and by == "text" else 13):
         judge = Perfect(grades(count))
         running = Drive(method.plan(QUERY, candidates(count)))
@@ -37,9 +35,25 @@ def test_every_count_is_judged_within_the_schedule(k: int, cover: int, then: str
             assert not judge.asks
         elif count <= k:
             assert (len(judge.asks), running.rounds) == (1, 1)
+        elif then == "half":
+            blocks = math.ceil(count / k)
+            assert len(judge.asks) == 2 * blocks - 1
+            assert running.rounds <= 1 + math.floor(math.log2(blocks))
         else:
+            further = [int(part) for part in then.split("+") if int(part)]
             assert len(judge.asks) <= cover * math.ceil(count / k) + sum(further)
             assert running.rounds == 1 + len(further)
+
+
+def test_later_rounds_halve() -> None:
+    for count, blocks in ((40, [2, 1]), (100, [5, 3, 1]), (200, [10, 5, 3, 1])):
+        running = Drive(parse("adaptive@200").plan(QUERY, candidates(count)))
+        tickets, judge, found = running.start(), Perfect(grades(count)), []
+        while tickets:
+            found.append(len(tickets))
+            answers = [(ticket, judge(ticket.ask)) for ticket in tickets]
+            tickets = [new for ticket, answer in answers for new in running.answer(ticket, answer)]
+        assert found == blocks
 
 
 def test_a_perfect_judge_puts_the_best_on_top_of_a_hundred() -> None:
@@ -109,66 +123,3 @@ def test_it_stops_when_the_best_are_sure() -> None:
 def test_bad_parameters(text: str) -> None:
     with pytest.raises(SpecError):
         parse(f"adaptive({text})")
-
-
-ORDERS = st.lists(st.permutations(range(6)).map(tuple), max_size=5)
-
-
-@settings(max_examples=50, deadline=None)
-@given(ORDERS, st.integers(0, 6))
-def test_the_posterior_is_at_its_maximum(orders: list[tuple[int, ...]], named: int) -> None:
-    posterior = Posterior(np.linspace(1, 0, 6), 1.0, 1.25)
-    evidence = [Evidence(order, named) for order in orders]
-    posterior.observe(evidence)
-
-    def objective(mean: Any) -> float:  # noqa: ANN401 - an array
-        total = -float(((mean - np.linspace(1, 0, 6)) ** 2).sum()) / 2
-        for order in orders:
-            for place in range(min(named, 5)):
-                rest = mean[list(order[place:])] / 1.25
-                total += float(rest[0] - np.log(np.exp(rest).sum()))
-        return total
-
-    best = objective(posterior.mean)
-    random = np.random.default_rng(0)
-    assert all(
-        objective(posterior.mean + 0.01 * random.standard_normal(6)) <= best + 1e-9
-        for _ in range(20)
-    )
-    again = Posterior(np.linspace(1, 0, 6), 1.0, 1.25)
-    again.observe(evidence[::-1])
-    assert np.allclose(again.mean, posterior.mean, atol=1e-4)
-    assert (posterior.spread <= 1.0 + 1e-9).all()
-
-
-def test_what_is_foreseen_is_what_comes() -> None:
-    posterior = Posterior(np.linspace(2, 0, 8), 1.15, 1.25)
-    ahead = posterior.foreseen([0, 3, 5, 6])
-    exact = Posterior(np.linspace(2, 0, 8), 1.15, 1.25)
-    exact.observe([Evidence((0, 3, 5, 6), 4)])
-    # The mean stays, so only the first step of the real update is foreseen.
-    assert (ahead.spread[[0, 3, 5, 6]] < posterior.spread[[0, 3, 5, 6]]).all()
-    assert np.allclose(ahead.spread[[1, 2, 4, 7]], posterior.spread[[1, 2, 4, 7]])
-    assert np.abs(ahead.spread - exact.spread).max() < 0.1
-
-
-def test_the_probability_of_the_top_is_calibrated() -> None:
-    random = np.random.default_rng(1)
-    said, came = [], []
-    for seed in range(150):
-        prior = -0.4 * np.log(np.arange(1, 41))
-        truth = prior + 1.15 * random.standard_normal(40)
-        posterior = Posterior(prior, 1.15)
-        orders = []
-        for block in cross_sections(40, 20, 2):
-            drawn = truth[block] + random.gumbel(size=len(block))
-            orders.append(Evidence(tuple(block[i] for i in np.argsort(-drawn)), len(block)))
-        posterior.observe(orders)
-        top = set(np.argsort(-truth)[:10].tolist())
-        said.append(posterior.top(10, seed=seed))
-        came.append([i in top for i in range(40)])
-    chance, hit = np.concatenate(said), np.concatenate(came)
-    for low in (0.0, 0.2, 0.4, 0.6, 0.8):
-        inside = (chance >= low) & (chance <= low + 0.2)
-        assert abs(chance[inside].mean() - hit[inside].mean()) < 0.06
-    assert np.allclose([p.sum() for p in said], 10)

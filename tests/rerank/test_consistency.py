@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import permutations
 from random import Random
 from typing import Any
@@ -10,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrank.errors import SpecError
-from llmrank.plan import Answer, Ask, Drive, Order, Permutation, Plan, drive
+from llmrank.plan import Answer, Ask, Drive, Grade, Order, Permutation, Plan, drive
+from llmrank.rerank import METHODS
 from llmrank.rerank.aggregation import wins
 from llmrank.rerank.consistency import EXACT, kemeny, psc
 from llmrank.rerank.listwise import sliding, starts
+from llmrank.rerank.pointwise import yesno
+from llmrank.rerank.setwise import setwise
 from llmrank.types import Candidate, Ordering, Query, Status
 from tests.rerank.judges import FAILED, QUERY, Failing, Perfect, best_first, candidates, grades
 
@@ -85,7 +89,7 @@ def test_it_sees_through_a_bias_for_the_place(aggregate: str) -> None:
 @pytest.mark.parametrize("n", [2, 3, 10, 30])
 def test_when_everything_fails_the_first_stage_order_stays(aggregate: str, n: int) -> None:
     plan = psc(QUERY, candidates(n), rerank=sliding, aggregate=aggregate)
-    assert drive(plan, lambda _: FAILED) == Ordering(tuple(range(n)), (None,) * n)
+    assert drive(plan, lambda _: FAILED) == Ordering(tuple(range(n)), (None,) * n, ranked=0)
 
 
 @AGGREGATES
@@ -94,6 +98,82 @@ def test_failed_runs_are_no_evidence(aggregate: str) -> None:
     judge = Failing(found := grades(12), set(range(1, 9)))
     plan = psc(QUERY, candidates(12), rerank=sliding, samples=10, aggregate=aggregate)
     assert list(drive(plan, judge).order) == best_first(found)
+
+
+TOP = ["setwise", "setwise_bubblesort", "setwise_insertion", "prp_heapsort", "listt5"]
+
+
+@AGGREGATES
+@pytest.mark.parametrize("name", TOP)
+def test_the_tail_of_a_top_k_method_is_no_opinion(name: str, aggregate: str) -> None:
+    inner = partial(METHODS[name].plan, k=5)
+    for n in (2, 5, 6, 9, 10, 11, 30, 55):
+        found = best_first(grades(n))
+        plan = psc(QUERY, candidates(n), rerank=inner, samples=7, aggregate=aggregate)
+        ordering = drive(plan, Perfect(grades(n)))
+        assert list(ordering.order[:5]) == found[:5]
+        assert list(ordering.order[5:]) == sorted(found[5:])
+        assert ordering.ranked == min(n, 5)
+
+
+@AGGREGATES
+def test_inside_one_another_only_the_top_counts(aggregate: str) -> None:
+    inner = partial(psc, rerank=partial(setwise, k=3), samples=4, aggregate=aggregate)
+    found = best_first(grades(14))
+    plan = psc(QUERY, candidates(14), rerank=inner, samples=5, aggregate=aggregate)
+    ordering = drive(plan, Perfect(grades(14)))
+    assert list(ordering.order) == [*found[:3], *sorted(found[3:])]
+    assert ordering.ranked == 3
+
+
+@AGGREGATES
+@given(st.sets(st.integers(0, 11)), st.integers(0, 40))
+def test_who_never_has_an_answer_keeps_the_first_stage_place(
+    aggregate: str, failing: set[int], seed: int
+) -> None:
+    found = Random(seed).sample(range(12), 12)
+    perfect = Perfect(found)
+
+    def judge(item: Ask[Any]) -> Answer[Any]:
+        assert isinstance(item, Grade)
+        return FAILED if int(item.doc.id[1:]) in failing else perfect(item)
+
+    plan = psc(QUERY, candidates(12), rerank=yesno, samples=4, aggregate=aggregate, seed=seed)
+    ordering = drive(plan, judge)
+    known = sorted((i for i in range(12) if i not in failing), key=lambda i: -found[i])
+    if len(known) < 2:
+        assert ordering.order == tuple(range(12))
+        return
+    assert [i for i in ordering.order if i not in failing] == known
+    assert all(ordering.order[i] == i and ordering.scores[i] is None for i in failing)
+
+
+@AGGREGATES
+@given(st.sets(st.integers(0, 59), max_size=20))
+def test_an_answer_that_fails_in_one_run_leaves_the_others_right(
+    aggregate: str, failing: set[int]
+) -> None:
+    # Calls 0 to 11 are of the first run, and so on: everybody has an answer in the last two.
+    found = grades(12)
+    failing = {i for i in failing if i < 36}
+    plan = psc(QUERY, candidates(12), rerank=yesno, samples=5, aggregate=aggregate)
+    ordering = drive(plan, Failing(found, failing))
+    if aggregate == "kemeny":
+        assert list(ordering.order) == best_first(found)
+    assert sorted(ordering.order) == list(range(12))
+    assert ordering.ranked == 12
+
+
+def test_a_run_whose_shuffle_is_confirmed_is_a_ranking() -> None:
+    # Whoever is shown first comes out first: both orders of two, and neither is the better.
+    def judge(item: Ask[Any]) -> Answer[Any]:
+        assert isinstance(item, Order)
+        return Answer(status=Status.OK, value=Permutation(tuple(range(len(item.docs)))))
+
+    plan = psc(QUERY, candidates(2), rerank=sliding, samples=40, aggregate="borda")
+    ordering = drive(plan, judge)
+    assert sum(score or 0.0 for score in ordering.scores) == pytest.approx(1.0)
+    assert all(0.2 < (score or 0.0) < 0.8 for score in ordering.scores)
 
 
 @settings(max_examples=40, deadline=None)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llmrank.backends.oracle import Oracle
 from llmrank.errors import SpecError
-from llmrank.plan import Answer, Ask, Drive, Need, Order, Pick, Plan, drive
+from llmrank.plan import Answer, Ask, Grade, Need, Order, Pick, Plan, drive
 from llmrank.prompts import PromptSet
 from llmrank.rerank import METHODS, Cascade, Method, Ranker, parse
 from llmrank.rerank.order import by_score
@@ -22,10 +22,13 @@ from tests.rerank.judges import (
     QUERY,
     SPECS,
     Failing,
+    Judge,
     Perfect,
+    Ran,
     best_first,
     candidates,
     grades,
+    run,
 )
 
 WINDOWS = [(20, 10), (10, 5), (4, 2), (3, 1), (5, 5), (2, 1), (7, 3)]
@@ -38,18 +41,9 @@ def method(text: str) -> Method:
     return found
 
 
-def run(
-    ranker: Ranker, count: int, judge: Callable[[Ask[Any]], Answer[Any]], seed: int = 0
-) -> tuple[Ordering, int]:
-    """What a ranker returns, and its rounds; answers of a round come in an order of their own."""
-    running, shuffled = Drive(ranker.plan(QUERY, candidates(count))), Random(seed)
-    tickets = running.start()
-    while tickets:
-        answers = [(ticket, judge(ticket.ask)) for ticket in tickets]
-        if seed:
-            shuffled.shuffle(answers)
-        tickets = [new for ticket, answer in answers for new in running.answer(ticket, answer)]
-    return running.result, running.rounds
+def ranked(ranker: Ranker, count: int, judge: Judge, random: Random | None = None) -> Ran:
+    """What a ranker makes of so many candidates."""
+    return run(ranker.plan(QUERY, candidates(count)), judge, random)
 
 
 def formula(text: str, method: Method, count: int) -> float:
@@ -66,13 +60,9 @@ def formula(text: str, method: Method, count: int) -> float:
         **method.parameters,
         "n": count,
         **{f"inner_{which}": inside(which) for which in ("calls", "rounds", "exact")},
-        "then": [
-            int(part) for part in str(method.parameters.get("then", 0)).split("+") if part != "0"
-        ],
     }
     known = {
-        f.__name__: f
-        for f in (math.ceil, math.floor, math.log2, math.isqrt, math.comb, min, max, sum, len)
+        f.__name__: f for f in (math.ceil, math.floor, math.log2, min, max, sum, len, int, map)
     }
     return float(eval(text.removeprefix("<= "), {"__builtins__": {}, **known, **names}))
 
@@ -84,9 +74,11 @@ def test_calls_rounds_and_top_are_as_documented(spec: str) -> None:
     large = formula(family.calls, ranker, 130) > 2000
     for count in [*range(0, 131, 13 if large else 1), 130]:
         judge = Perfect(found := grades(count))
-        ordering, rounds = run(ranker, count, judge)
+        ordering, _, rounds = ranked(ranker, count, judge)
         assert sorted(ordering.order) == list(range(count))
         assert len(ordering.scores) == count
+        most, exact = ranker.most_calls(candidates(count))
+        assert len(judge.asks) == most if exact else len(judge.asks) <= most
         if count < 2:
             assert len(judge.asks) <= count
             continue
@@ -102,16 +94,16 @@ def test_the_same_again_and_in_any_order_of_answers(spec: str) -> None:
     ranker = method(spec)
     for count in (2, 7, 23, 41):
         found = grades(count, distinct=False)
-        first = run(ranker, count, Perfect(found))
-        assert run(ranker, count, Perfect(found)) == first
-        assert run(ranker, count, Perfect(found), seed=5) == first
+        first = ranked(ranker, count, Perfect(found))
+        assert ranked(ranker, count, Perfect(found)) == first
+        assert ranked(ranker, count, Perfect(found), Random(5)) == first
 
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_what_it_needs_is_what_it_asks(spec: str) -> None:
     ranker = method(spec)
     judge = Perfect(grades(30))
-    run(ranker, 30, judge)
+    ranked(ranker, 30, judge)
     assert {(n.ask, n.by) for n in ranker.needs} == {
         (type(item), item.by if isinstance(item, Pick) else "text") for item in judge.asks
     }
@@ -123,7 +115,7 @@ def test_sliding_windows(window: int, stride: int, passes: int) -> None:
     ranker = method(f"sliding(window={window}, stride={stride}, passes={passes})@200")
     for count in range(0, 131, passes):
         judge = Perfect(found := grades(count))
-        ordering, _ = run(ranker, count, judge)
+        ordering, *_ = ranked(ranker, count, judge)
         assert ordering.scores == (None,) * count
         assert len(judge.asks) == (formula(ranker.family.calls, ranker, count) if count > 1 else 0)
         # One window sees everything; else every step carries the best `window - stride` on.
@@ -161,7 +153,7 @@ def test_the_perfect_oracle_ranks_well_through_the_prompts(spec: str) -> None:
 @pytest.mark.parametrize("spec", SPECS)
 def test_no_candidates_and_one_candidate(spec: str) -> None:
     for count in (0, 1):
-        ordering, _ = run(method(spec), count, Perfect(range(count)))
+        ordering, *_ = ranked(method(spec), count, Perfect(range(count)))
         assert ordering.order == tuple(range(count))
         assert len(ordering.scores) == count
 
@@ -177,7 +169,7 @@ def test_equal_texts_and_equal_ids_stay_apart(spec: str) -> None:
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_what_lies_beyond_the_depth_follows_unscored(spec: str) -> None:
-    ordering, _ = run(method(f"{spec}@5"), 30, Perfect(range(30)))
+    ordering, *_ = ranked(method(f"{spec}@5"), 30, Perfect(range(30)))
     assert sorted(ordering.order[:5]) == list(range(5))
     assert ordering.order[5:] == tuple(range(5, 30))
     assert ordering.scores[5:] == (None,) * 25
@@ -186,14 +178,14 @@ def test_what_lies_beyond_the_depth_follows_unscored(spec: str) -> None:
 def test_a_failed_window_keeps_its_order() -> None:
     # Windows over 8: [4..8), [2..6), [0..4); the middle one fails.
     judge = Failing(range(8), {1})
-    ordering, _ = run(parse("sliding(window=4, stride=2)"), 8, judge)
+    ordering, *_ = ranked(parse("sliding(window=4, stride=2)"), 8, judge)
     assert len(judge.asks) == 3
     assert ordering.order == (3, 2, 1, 0, 7, 6, 5, 4)
 
 
 @pytest.mark.parametrize("name", ["likelihood", "yesno"])
 def test_a_failed_document_keeps_its_place(name: str) -> None:
-    ordering, _ = run(parse(name), 5, Failing(range(5), {1, 3}))
+    ordering, *_ = ranked(parse(name), 5, Failing(range(5), {1, 3}))
     assert ordering.order == (4, 1, 2, 3, 0)
     assert [score is None for score in ordering.scores] == [False, True, False, True, False]
 
@@ -208,7 +200,7 @@ def test_failures_lose_nobody(spec: str, count: int, failing: set[int], malforme
         given = judge(item)
         return Answer(status=status, problem="no") if given is FAILED else given
 
-    ordering, _ = run(parse(spec), count, answer)
+    ordering, *_ = ranked(parse(spec), count, answer)
     assert sorted(ordering.order) == list(range(count))
     assert len(ordering.scores) == count
 
@@ -225,7 +217,7 @@ def test_a_judge_of_no_sense_is_survived(spec: str, seed: int) -> None:
 
     ranker = method(spec)
     judge = Senseless([0] * 40)
-    ordering, rounds = run(ranker, 40, judge)
+    ordering, _, rounds = ranked(ranker, 40, judge)
     assert sorted(ordering.order) == list(range(40))
     assert len(judge.asks) <= formula(ranker.family.calls, ranker, 40)
     assert rounds <= formula(ranker.family.rounds, ranker, 40)
@@ -233,7 +225,7 @@ def test_a_judge_of_no_sense_is_survived(spec: str, seed: int) -> None:
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_when_everything_fails_the_first_stage_order_stays(spec: str) -> None:
-    ordering, _ = run(parse(spec), 50, lambda _: FAILED)
+    ordering, *_ = ranked(parse(spec), 50, lambda _: FAILED)
     assert ordering.order == tuple(range(50))
 
 
@@ -244,11 +236,85 @@ def test_a_malformed_reply_is_asked_for_once_more() -> None:
         seen.append(item.problem)
         return Answer(status=Status.MALFORMED, problem="no ranking")
 
-    run(parse("sliding"), 3, judge)
+    ranked(parse("sliding"), 3, judge)
     assert seen == ["", "no ranking"]
     seen.clear()
-    run(parse("sliding(by=labels)"), 3, judge)
+    ranked(parse("sliding(by=labels)"), 3, judge)
     assert seen == [""]
+
+
+def test_the_most_calls_of_methods_around_others() -> None:
+    documents = [
+        Candidate(Document(f"d{i}", " ".join(["w"] * words)), 1.0)
+        for i, words in enumerate([20, 4, 12, 4])
+    ]
+    # Passages of 4 words, each sharing 2 with the one before: 9, 1, 5 and 1.
+    for text, most in [
+        ("passages(yesno, words=4, overlap=2)", (16, True)),
+        ("passages(yesno, words=4, overlap=2)@2", (10, True)),
+        ("psc(passages(yesno, words=4, overlap=2), samples=3)", (48, False)),
+        ("passages(psc(yesno, samples=3), words=4, overlap=2)", (48, False)),
+        ("psc(sliding(window=3, stride=1), samples=3)", (6, False)),
+        ("adaptive(k=2, then=2+1)", (5, True)),
+        ("adaptive(k=2, then=0)", (2, True)),
+        ("yesno >> sliding@2", (5, True)),
+        ("yesno >> setwise(c=3, k=1)@3", (6, False)),
+        ("yesno@1", (1, True)),
+        ("sliding@1", (0, True)),
+    ]:
+        assert parse(text).most_calls(documents) == most, text
+
+
+REFUSED = [
+    ("jointrank(design=latin, k=5)", 25, "latin square of 26 items"),
+    ("jointrank(design=triangular, k=4)", 10, "triangular design of 11 items"),
+    ("full(by=labels)", 26, "at most 26"),
+    ("psc(full(by=labels))", 26, "at most 26"),
+    ("passages(full(by=labels), words=1, overlap=0)", 26, "at most 26"),
+    ("yesno >> full(by=labels)", 26, "at most 26"),
+]
+
+
+@pytest.mark.parametrize(("text", "most", "told"), REFUSED)
+def test_what_cannot_rank_so_many_is_refused_before_it_asks(
+    text: str, most: int, told: str
+) -> None:
+    ranker = parse(text)
+    assert ranker.needs
+    ranker.attempt(QUERY, candidates(most))
+    with pytest.raises(SpecError, match=f"query 'q': .*{told}"):
+        ranker.attempt(QUERY, candidates(most + 1))
+    with pytest.raises(SpecError, match=told):
+        ranked(ranker, most + 1, Perfect(range(most + 1)))
+    parse(text.replace(" >>", "@9 >>") + f"@{most}").attempt(QUERY, candidates(most + 1))
+
+
+def test_what_is_needed_says_labels_numbers_and_words() -> None:
+    assert parse("yesno").needs == (Need(Grade, labels=("yes", "no")),)
+    assert parse("grade(labels=1-3)").needs == (Need(Grade, labels=("3", "2", "1")),)
+    (picking,) = parse("tourrank").needs
+    assert picking == Need(Pick, n=picking.n)
+    assert picking.n > 1
+    assert parse("passages(sliding, words=70)").needs == (Need(Order, words=70),)
+    assert parse("psc(passages(sliding, words=70))").needs == (Need(Order, words=70),)
+    assert parse("passages(sliding, words=70) >> sliding").needs == (Need(Order, words=70),)
+    assert parse("setwise >> tourrank").needs == (picking,)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_what_is_settled_ends_at_the_depth(spec: str) -> None:
+    inside, *_ = ranked(method(f"{spec}@5"), 5, Perfect(range(5)))
+    beyond, *_ = ranked(method(f"{spec}@5"), 30, Perfect(range(30)))
+    assert beyond.ranked == inside.settled <= 5
+
+
+def test_a_cascade_settles_what_any_stage_does() -> None:
+    for text, settled in [
+        ("yesno@20 >> sliding@6", 20),
+        ("setwise(k=3)@20 >> sliding@6", 6),
+        ("setwise(k=3)@20 >> setwise(k=2)@10", 3),
+    ]:
+        assert ranked(parse(text), 30, Perfect(range(30)))[0].ranked == settled
 
 
 def test_a_cascade_reranks_what_came_first() -> None:
@@ -257,7 +323,7 @@ def test_a_cascade_reranks_what_came_first() -> None:
     assert (ranker.depth, len(ranker.stages)) == (20, 3)
     assert parse(str(ranker)) == ranker
     judge = Perfect(found := grades(30))
-    ordering, rounds = run(ranker, 30, judge)
+    ordering, _, rounds = ranked(ranker, 30, judge)
     assert list(ordering.order[:20]) == best_first(found[:20])
     assert ordering.order[20:] == tuple(range(20, 30))
     # One round of grades, two windows, and three pairs of which the last waits for the first two.
@@ -273,14 +339,14 @@ def test_a_cascade_reranks_what_came_first() -> None:
 
 
 def test_a_stage_that_looks_deeper_takes_what_follows() -> None:
-    ordering, _ = run(parse("sliding@2 >> yesno@4"), 4, Perfect(range(4)))
+    ordering, *_ = ranked(parse("sliding@2 >> yesno@4"), 4, Perfect(range(4)))
     assert ordering.order == (3, 2, 1, 0)
 
 
 def test_the_prior_fuses_standardised_scores() -> None:
     # z of the model scores (0, 1, 2) and of the first-stage scores (3, 2, 1) are opposite.
     for prior, order in ((0.0, (2, 1, 0)), (0.5, (2, 1, 0)), (1.0, (0, 1, 2)), (2.0, (0, 1, 2))):
-        ordering, _ = run(Method("likelihood", {"prior": prior}), 3, Perfect(range(3)))
+        ordering, *_ = ranked(Method("likelihood", {"prior": prior}), 3, Perfect(range(3)))
         assert ordering.order == order
     same = [Candidate(Document(f"d{i}", "t"), 1.0) for i in range(3)]
     fused = drive(Method("likelihood", {"prior": 1.0}).plan(QUERY, same), Perfect(range(3)))

@@ -9,48 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrank.errors import SpecError
-from llmrank.plan import Answer, Ask, Choice, Drive, Order, Permutation, Pick, Plan, drive
+from llmrank.plan import Answer, Ask, Permutation, drive
 from llmrank.rerank.partition import tdpart
-from llmrank.types import Ordering, Status
-from tests.rerank.judges import FAILED, QUERY, Failing, Perfect, best_first, candidates, grades
-
-
-class Erratic(Perfect):
-    """Answers at random: any order, often only a part of it, and sometimes nothing."""
-
-    def __init__(self, seed: int, failures: float = 0.2) -> None:
-        super().__init__([])
-        self.rng, self.failures = Random(seed), failures
-
-    def __call__(self, item: Ask[Any]) -> Answer[Any]:
-        answer = super().__call__(item)
-        return FAILED if self.rng.random() < self.failures else answer
-
-    def value(self, item: Ask[Any]) -> object:
-        assert isinstance(item, Order | Pick)
-        size = len(item.docs)
-        order = tuple(self.rng.sample(range(size), size))
-        if isinstance(item, Order):
-            return Permutation(order, self.rng.choice([None, self.rng.randint(0, size)]))
-        if item.by == "text":
-            return Choice(order[: self.rng.randint(0, item.n)])
-        return Choice(order[: item.n], tuple(self.rng.choice([0.0, 0.1, 0.2]) for _ in order))
-
-
-def shown(item: Ask[Any]) -> list[str]:
-    """The ids of the documents of an ask, as they stand there."""
-    assert isinstance(item, Order | Pick)
-    return [document.id for document in item.docs]
-
-
-def run(plan: Plan[Ordering], judge: Perfect) -> tuple[Ordering, int, int]:
-    """The result, the calls and the rounds."""
-    driven = Drive(plan)
-    tickets = driven.start()
-    while tickets:
-        answered = [(ticket, judge(ticket.ask)) for ticket in tickets]
-        tickets = [new for ticket, given in answered for new in driven.answer(ticket, given)]
-    return driven.result, len(judge.asks), driven.rounds
+from llmrank.types import Status
+from tests.rerank.judges import (
+    FAILED,
+    QUERY,
+    Erratic,
+    Failing,
+    Perfect,
+    best_first,
+    candidates,
+    grades,
+    run,
+    shown,
+)
 
 
 def _levels(count: int, window: int, pivot: int) -> int:
@@ -122,6 +95,24 @@ def test_a_failed_group_stays_behind_the_pivot() -> None:
     ordering, calls, rounds = run(tdpart(QUERY, candidates(10), window=4, pivot=2), judge)
     assert ordering.order == (4, 6, 0, 2, 1, 3, 5, 7, 8, 9)
     assert (calls, rounds) == (4, 3)
+
+
+def test_the_pivot_stands_in_the_last_window_if_there_is_room() -> None:
+    replies: dict[tuple[str, ...], tuple[int, ...]] = {
+        ("d0", "d1", "d2", "d3"): (0, 1, 2, 3),
+        ("d1", "d4"): (1, 0),
+        ("d0", "d4", "d1"): (2, 0, 1),
+        ("d1", "d4", "d5", "d6"): (1, 2, 3, 0),
+        ("d0", "d4", "d5", "d6"): (3, 2, 1, 0),
+    }
+
+    def judge(item: Ask[Any]) -> Answer[Any]:
+        return Answer(status=Status.OK, value=Permutation(replies[tuple(shown(item))]))
+
+    room = drive(tdpart(QUERY, candidates(5), window=4, pivot=2), judge)
+    assert room.order == (1, 0, 4, 2, 3)
+    full = drive(tdpart(QUERY, candidates(7), window=4, pivot=2), judge)
+    assert full.order == (6, 5, 4, 0, 1, 2, 3)
 
 
 def test_a_failed_first_window_keeps_its_order_and_its_pivot() -> None:

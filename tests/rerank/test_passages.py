@@ -13,7 +13,20 @@ from hypothesis import strategies as st
 
 from llmrank.api.reranker import hits
 from llmrank.errors import SpecError
-from llmrank.plan import Answer, Ask, Drive, Grade, Grades, Plan, ask_all, drive
+from llmrank.plan import (
+    Answer,
+    Ask,
+    Drive,
+    Grade,
+    Grades,
+    Likelihood,
+    LogProb,
+    Order,
+    Permutation,
+    Plan,
+    ask_all,
+    drive,
+)
 from llmrank.rerank.listwise import sliding
 from llmrank.rerank.order import by_score
 from llmrank.rerank.passages import passages, split
@@ -139,7 +152,7 @@ def test_a_passage_without_an_answer_does_not_count_beside_others_of_its_documen
     ordering = drive(WORDS(QUERY, long(2, 2, 2), rerank=rerank), nobody)
     assert ordering.order == (1, 0, 2)
     assert ordering.scores == (1.0, 4.0, None)
-    assert ordering.evidence == ("d0w2 d0w3", "d1w0 d1w1", "d2w0 d2w1")
+    assert ordering.evidence == ("d0w2 d0w3", "d1w0 d1w1", None)
 
 
 @pytest.mark.parametrize("score", ["max", "mean", "first"])
@@ -147,7 +160,34 @@ def test_a_passage_without_an_answer_does_not_count_beside_others_of_its_documen
 def test_the_first_stage_order_comes_out_when_everything_fails(score: str, rerank: Rerank) -> None:
     documents = long(1, 3, 2, 9, 1, 4)
     ordering = drive(WORDS(QUERY, documents, rerank=rerank, score=score), lambda _: FAILED)
-    assert ordering.order == tuple(range(6))
+    assert ordering == Ordering(tuple(range(6)), (None,) * 6)
+
+
+def test_without_scores_there_is_evidence_where_there_was_an_answer() -> None:
+    def backwards(item: Ask[Any]) -> Answer[Any]:
+        assert isinstance(item, Order)
+        return Answer(status=Status.OK, value=Permutation((3, 2, 1, 0)))
+
+    ordering = drive(WORDS(QUERY, long(2, 2), rerank=sliding), backwards)
+    assert ordering.order == (1, 0)
+    assert ordering.evidence == ("d0w2 d0w3", "d1w2 d1w3")
+
+
+@pytest.mark.parametrize("score", ["max", "mean", "first"])
+def test_behind_what_the_method_settles_documents_stay_as_they_are(score: str) -> None:
+    def rerank(query: Query, given: Sequence[Candidate]) -> Plan[Ordering]:
+        yield from ask_all([Likelihood(query, candidate.document) for candidate in given])
+        return Ordering((7, 6, 4, 0, 1, 2, 3, 5), (None,) * 8, ranked=2)
+
+    def judge(item: Ask[Any]) -> Answer[Any]:
+        return Answer(status=Status.OK, value=LogProb(-1.0, 1))
+
+    # Passages 0 to 2, 3, 4 to 5, and 6 to 7.
+    ordering = drive(WORDS(QUERY, long(3, 1, 2, 2), rerank=rerank, score=score), judge)
+    assert ordering.order == (3, 0, 1, 2)
+    assert ordering.ranked == 1
+    best = "d3w0 d3w1" if score == "first" else "d3w2 d3w3"
+    assert ordering.evidence == (None, None, None, best)
 
 
 @given(st.lists(st.integers(1, 5), max_size=12), st.sets(st.integers(0, 60)))

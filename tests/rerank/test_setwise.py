@@ -10,41 +10,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrank.errors import SpecError
-from llmrank.plan import Answer, Ask, Choice, Drive, Pick, Plan, drive
+from llmrank.plan import Answer, Ask, Choice, Pick, Plan, drive
 from llmrank.rerank.setwise import setwise, setwise_bubblesort, setwise_insertion
 from llmrank.types import Candidate, Document, Ordering, Status
-from tests.rerank.judges import FAILED, QUERY, Failing, Perfect, best_first, candidates, grades
+from tests.rerank.judges import (
+    FAILED,
+    QUERY,
+    Failing,
+    Perfect,
+    best_first,
+    candidates,
+    grades,
+    noisy,
+    run,
+)
 
-Judge = Callable[[Ask[Any]], Answer[Any]]
 PLANS: dict[str, Callable[..., Plan[Ordering]]] = {
     "setwise": setwise,
     "setwise_bubblesort": setwise_bubblesort,
     "setwise_insertion": setwise_insertion,
 }
 SIZES = [(3, 10, "text"), (4, 10, "labels"), (4, 1, "text"), (10, 3, "text"), (26, 40, "text")]
-
-
-def _run(plan: Plan[Ordering], judge: Judge) -> tuple[Ordering, int]:
-    running = Drive(plan)
-    tickets = running.start()
-    while tickets:
-        tickets = [new for t in tickets for new in running.answer(t, judge(t.ask))]
-    return running.result, running.rounds
-
-
-def _noisy(seed: int) -> Judge:
-    """Answers at random, the same for the same question; some fail."""
-
-    def judge(item: Ask[Any]) -> Answer[Any]:
-        assert isinstance(item, Pick)
-        random = Random(f"{seed}/{[doc.id for doc in item.docs]}/{item.by}")
-        if random.random() < 0.1:
-            return FAILED
-        mass = [random.random() for _ in item.docs]
-        likely = tuple(part / sum(mass) for part in mass) if item.by == "labels" else None
-        return Answer(status=Status.OK, value=Choice((mass.index(max(mass)),), likely))
-
-    return judge
 
 
 def _height(n: int, c: int) -> int:
@@ -75,7 +61,7 @@ def _rest_in_first_stage_order(ordering: Ordering, top: int) -> bool:
 def test_the_heap_selects_the_top(c: int, k: int, by: str) -> None:
     for n in range(131):
         judge = Perfect(found := grades(n))
-        ordering, rounds = _run(setwise(QUERY, candidates(n), c=c, k=k, by=by), judge)
+        ordering, _, rounds = run(setwise(QUERY, candidates(n), c=c, k=k, by=by), judge)
         assert _exact_top(ordering, found, min(n, k))
         assert _rest_in_first_stage_order(ordering, min(n, k))
         assert len(judge.asks) <= _heap_calls(n, c, k)
@@ -86,11 +72,11 @@ def test_the_heap_selects_the_top(c: int, k: int, by: str) -> None:
 def test_the_levels_of_the_heap_are_built_side_by_side() -> None:
     # Worst first: 1 + 3 + 9 + 27 documents, of which every parent has to sink to the bottom.
     judge = Perfect(range(40))
-    _, rounds = _run(setwise(QUERY, candidates(40), c=4, k=1), judge)
+    *_, rounds = run(setwise(QUERY, candidates(40), c=4, k=1), judge)
     assert rounds == 1 + 2 + 3
     assert len(judge.asks) == 9 * 1 + 3 * 2 + 1 * 3
     judge = Perfect(range(40, 0, -1))
-    _, rounds = _run(setwise(QUERY, candidates(40), c=4, k=1), judge)
+    *_, rounds = run(setwise(QUERY, candidates(40), c=4, k=1), judge)
     assert (rounds, len(judge.asks)) == (3, 13)
 
 
@@ -107,7 +93,7 @@ def test_a_heap_set_without_an_answer_goes_by_the_first_stage() -> None:
 def test_bubblesort_settles_a_place_a_pass(c: int, k: int, by: str) -> None:
     for n in range(131) if c > 3 and k <= 10 else range(0, 131, 5):
         judge = Perfect(found := grades(n))
-        ordering, rounds = _run(setwise_bubblesort(QUERY, candidates(n), c=c, k=k, by=by), judge)
+        ordering, _, rounds = run(setwise_bubblesort(QUERY, candidates(n), c=c, k=k, by=by), judge)
         passes = max(0, min(k, n - 1))
         assert _exact_top(ordering, found, min(n, k))
         assert len(judge.asks) == sum(math.ceil((n - 1 - p) / (c - 1)) for p in range(passes))
@@ -141,7 +127,7 @@ def test_a_bubblesort_window_without_an_answer_keeps_its_order() -> None:
 def test_bubblesort_gives_what_one_pass_after_another_gives(
     n: int, c: int, k: int, by: str, seed: int
 ) -> None:
-    judge, pool = _noisy(seed), candidates(n)
+    judge, pool = noisy(seed), candidates(n)
     order = list(range(n))
     for done in range(min(k, n - 1)):
         end = n - 1
@@ -164,7 +150,7 @@ def test_bubblesort_gives_what_one_pass_after_another_gives(
 def test_insertion_keeps_the_top_sorted(c: int, k: int, by: str) -> None:
     for n in range(131):
         judge = Perfect(found := grades(n))
-        ordering, rounds = _run(setwise_insertion(QUERY, candidates(n), c=c, k=k, by=by), judge)
+        ordering, _, rounds = run(setwise_insertion(QUERY, candidates(n), c=c, k=k, by=by), judge)
         head = min(n, k)
         assert _exact_top(ordering, found, head)
         assert _rest_in_first_stage_order(ordering, head)
@@ -211,9 +197,9 @@ def test_insertion_without_an_answer_leaves_the_top_ahead() -> None:
 def test_every_set_is_voted_on_in_one_round(name: str, by: str) -> None:
     for n in range(0, 131, 13):
         one, five = Perfect(found := grades(n)), Perfect(found)
-        ordering, rounds = _run(PLANS[name](QUERY, candidates(n), by=by), one)
-        voted = _run(PLANS[name](QUERY, candidates(n), by=by, votes=5), five)
-        assert voted == (ordering, rounds)
+        ordering, _, rounds = run(PLANS[name](QUERY, candidates(n), by=by), one)
+        voted = run(PLANS[name](QUERY, candidates(n), by=by, votes=5), five)
+        assert (voted.ordering, voted.rounds) == (ordering, rounds)
         assert len(five.asks) == 5 * len(one.asks)
 
 
@@ -266,7 +252,14 @@ def test_ties_go_to_the_earlier_first_stage_rank(name: str) -> None:
 def test_when_everything_fails_the_first_stage_order_stays(name: str) -> None:
     for n in range(60):
         ordering = drive(PLANS[name](QUERY, candidates(n)), lambda _: FAILED)
-        assert ordering == Ordering(tuple(range(n)), (None,) * n)
+        assert ordering == Ordering(tuple(range(n)), (None,) * n, ranked=min(n, 10))
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_it_settles_the_top_k(name: str) -> None:
+    for n in range(30):
+        ordering = drive(PLANS[name](QUERY, candidates(n), k=5), Perfect(grades(n)))
+        assert ordering.ranked == ordering.settled == min(n, 5)
 
 
 @settings(max_examples=50, deadline=None)
@@ -282,15 +275,10 @@ def test_the_order_of_the_answers_does_not_matter(
     name: str, votes: dict[str, int], by: str, n: int, seed: int, random: Random
 ) -> None:
     given = {"by": by, **(votes if name != "setwise_insertion" else {})}
-    judge = _noisy(seed)
+    judge = noisy(seed)
     expected = drive(PLANS[name](QUERY, candidates(n), **given), judge)
     assert sorted(expected.order) == list(range(n))
-    running = Drive(PLANS[name](QUERY, candidates(n), **given))
-    tickets = running.start()
-    while tickets:
-        ticket = tickets.pop(random.randrange(len(tickets)))
-        tickets += running.answer(ticket, judge(ticket.ask))
-    assert running.result == expected
+    assert run(PLANS[name](QUERY, candidates(n), **given), judge, random).ordering == expected
 
 
 @pytest.mark.parametrize("name", PLANS)

@@ -11,9 +11,19 @@ from hypothesis import strategies as st
 from llmrank.errors import SpecError
 from llmrank.plan import Answer, Ask, Permutation, Pick, drive
 from llmrank.rerank.tournament import listt5, schedule, tourrank
-from llmrank.types import Query, Status
-from tests.rerank.judges import FAILED, QUERY, Failing, Perfect, best_first, candidates, grades
-from tests.rerank.test_partition import Erratic, run, shown
+from llmrank.types import Ordering, Query, Status
+from tests.rerank.judges import (
+    FAILED,
+    QUERY,
+    Erratic,
+    Failing,
+    Perfect,
+    best_first,
+    candidates,
+    grades,
+    run,
+    shown,
+)
 
 
 def test_the_published_schedule() -> None:
@@ -87,13 +97,26 @@ def test_the_seed_and_the_query_determine_the_groups() -> None:
 def test_groups_without_an_answer_keep_the_first_stage_order() -> None:
     for count in range(60):
         plan = tourrank(QUERY, candidates(count), tournaments=2, window=7)
-        assert drive(plan, lambda _: FAILED).order == tuple(range(count))
+        nothing = Ordering(tuple(range(count)), (None,) * count)
+        assert drive(plan, lambda _: FAILED) == nothing
     # Only the first of three groups fails: it sends 0, 3, 6, 9, 12, 15 and 18 on, as far as it may.
     judge = Failing(range(20), {0})
     ordering = drive(tourrank(QUERY, candidates(20), window=7), judge)
     assert schedule(20, 7)[0] == (10, 3)
     assert [i for i in range(0, 20, 3) if ordering.scores[i]] == [0, 3, 6, 9]
     assert [i for i in range(1, 20, 3) if ordering.scores[i]] == [13, 16, 19]
+    assert all(ordering.scores[i] == 0 for i in (1, 4, 7, 10))
+    # Who was in the failed group alone has no score and keeps its place.
+    assert [i for i in range(20) if ordering.scores[i] is None] == [12, 15, 18]
+    assert [ordering.order[i] for i in (12, 15, 18)] == [12, 15, 18]
+
+
+@pytest.mark.parametrize("by", ["text", "labels"])
+def test_a_second_tournament_scores_who_was_unheard_in_the_first(by: str) -> None:
+    # The first round asks the three groups of either tournament: those of the first all fail.
+    plan = tourrank(QUERY, candidates(20), window=7, tournaments=2, by=by)
+    ordering = drive(plan, Failing(range(20), {0, 1, 2}))
+    assert None not in ordering.scores
 
 
 @settings(max_examples=100, deadline=None)
