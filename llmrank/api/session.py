@@ -110,7 +110,10 @@ def settle(model: Model, journal: Journal, *, sends: bool) -> None:
     from llmrank.backends.probe import settle as settled
 
     for server in model.members if isinstance(model, Pool) else [model]:
-        if isinstance(server, OpenAIBackend) and not recall(server, journal.folders) and sends:
+        if not isinstance(server, OpenAIBackend) or recall(server, journal.folders):
+            continue
+        # A batch is tried by its first requests.
+        if sends and server.batch == 1:
             run_sync(settled(server, journal.path.parent))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from llmrank.backends._answers import Failure, retry_after
+from llmrank.backends._answers import Failure
 from llmrank.backends._patience import patiently
 from llmrank.backends._wire import NoRoute, Wire
 from llmrank.errors import BackendError, CapabilityError
@@ -50,31 +50,11 @@ class FileWire(Wire):
 
     async def upload(self, name: str, content: bytes) -> Any:  # noqa: ANN401 - JSON
         """Put up the requests of a batch; raises as `send` does."""
-        client = self._client()
-        import openai
+        import aiohttp
 
-        headers: Any = {"Content-Type": "multipart/form-data"}
-        if self._key_header:
-            headers["Authorization"] = openai.Omit()
-        try:
-            async with asyncio.timeout(self._timeout):
-                text = await client.post(
-                    "/files",
-                    cast_to=str,
-                    body={"purpose": "batch"},
-                    files={"file": (name, content, "application/jsonl")},
-                    options={"headers": headers},
-                )
-        except TimeoutError:
-            raise self._late() from None
-        except openai.APIStatusError as error:
-            told = error.body or error.message
-            self._raise_status(
-                "/files", error.status_code, told, retry_after(error.response.headers)
-            )
-        except openai.APIConnectionError as error:
-            raise self._unreachable(error) from None
-        return self._read("/files", text)
+        form = aiohttp.FormData({"purpose": "batch"})
+        form.add_field("file", content, filename=name, content_type="application/jsonl")
+        return await self._call("POST", "/files", data=form)
 
     def _read(self, path: str, text: str) -> Any:  # noqa: ANN401 - JSON
         return text if path.endswith("/content") else super()._read(path, text)

@@ -6,26 +6,21 @@ import asyncio
 import json
 import os
 import re
+from base64 import b64encode
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NoReturn, cast
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from llmrank.backends._answers import Failure, retry_after
 from llmrank.backends.dialects import DIALECTS, ROOT, by_url
 from llmrank.errors import BackendError, InputError
 
 if TYPE_CHECKING:
-    import openai
-    from openai._types import RequestOptions
+    import aiohttp
 
 OPENAI_URL = "https://api.openai.com/v1"
 
-_UNSENT = [
-    f"X-Stainless-{name}"
-    for name in ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
-]
-"""What the SDK tells about this machine in every request: no server needs it, and it takes time."""
-
+_JSON = {"Content-Type": "application/json"}
 _CONNECT_SECONDS = 10.0
 _NO_SUCH_MODEL = re.compile(r"model.{0,120}?(not exist|not found|no access)|model_not_found", re.S)
 _TOO_LONG = re.compile(
@@ -66,16 +61,18 @@ class Wire:
         parts = _checked(given or OPENAI_URL)
         bare = parts._replace(query="", fragment="", path=parts.path.rstrip("/"))
         self._url = urlunsplit(bare)
-        self.url = urlunsplit(bare._replace(netloc=parts.netloc.rpartition("@")[2]))
+        self.url: str = urlunsplit(bare._replace(netloc=parts.netloc.rpartition("@")[2]))
         """Where the server is, without credentials and query."""
-        self._query = dict(parse_qsl(parts.query))
+        self._query = parts.query
+        named = parts.username is not None
+        self._user = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if named else None
         self._key = api_key or os.environ.get("OPENAI_API_KEY") or ("EMPTY" if given else "")
         if not self._key:
             raise BackendError("no API key: set OPENAI_API_KEY, or name a server with --base-url")
         self._secrets = [s for s in (self._key, parts.password) if s and s != "EMPTY"]
         self.dialect = by_url(self.url)
         self._timeout, self._model = timeout, model
-        self._opened: openai.AsyncOpenAI | None = None
+        self._opened: aiohttp.ClientSession | None = None
 
     @property
     def account(self) -> tuple[str, str]:
@@ -93,30 +90,64 @@ class Wire:
 
         Raises `Failure`, or `Rejection` where asking again would be of no use.
         """
-        client = self._client()
-        import openai
-
-        options: RequestOptions = _unsigned() if self._key_header else {}
-        whole = self._url.removesuffix("/v1") + path[1:] if path.startswith(ROOT) else path
+        if body is None:
+            return await self._call("GET", path)
         try:
-            async with asyncio.timeout(self._timeout):
-                # As text: the SDK's models cost more than the whole rest of reading a reply, and
-                # do not check anything.
-                if body is None:
-                    text = await client.get(whole, cast_to=str, options=options)
-                else:
-                    text = await client.post(whole, cast_to=str, body=body, options=options)
-        except TimeoutError:
-            raise self._late() from None
-        except openai.APIStatusError as error:
-            headers = error.response.headers
-            told = error.body or error.message
-            self._raise_status(path, error.status_code, told, retry_after(headers))
-        except openai.APIConnectionError as error:
-            raise self._unreachable(error) from None
+            content = json.dumps(body, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise Failure("the text holds lone surrogates, which cannot be sent") from None
+        return await self._call("POST", path, data=content, headers=_JSON)
+
+    async def _call(self, method: str, path: str, **content: Any) -> Any:  # noqa: ANN401 - JSON
+        session = self._session()
+        import aiohttp
+
+        try:
+            async with (
+                asyncio.timeout(self._timeout),
+                session.request(method, self._address(path), **content) as response,
+            ):
+                text = await response.text("utf-8", "replace")
+        except TimeoutError:
+            raise self._late() from None
+        except (aiohttp.ClientError, OSError) as error:
+            told = self._told(str(error) or type(error).__name__)
+            raise Failure(f"no answer from {self.url}: {told}", transient=True) from None
+        if response.status != 200:
+            wait = retry_after(response.headers)
+            self._raise_status(path, response.status, _body(text), wait)
         return self._read(path, text)
+
+    def _address(self, path: str) -> str:
+        root = self.url.removesuffix("/v1") if path.startswith(ROOT) else self.url
+        whole = root + path.removeprefix(ROOT)
+        if not self._query:
+            return whole
+        return f"{whole}{'&' if '?' in whole else '?'}{self._query}"
+
+    def _session(self) -> aiohttp.ClientSession:
+        if self._opened is None:
+            import aiohttp
+
+            # The SDK of `openai` costs several times the work of a call, whatever its transport.
+            connect = min(_CONNECT_SECONDS, self._timeout)
+            self._opened = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect),
+                headers={"User-Agent": "llmrank", **self._signed()},
+                trust_env=True,
+            )
+        return self._opened
+
+    def _signed(self) -> dict[str, str]:
+        """The headers that say who asks."""
+        header = DIALECTS[self.dialect].key_header
+        if header != "Authorization":
+            return {header: self._key}
+        if self._user is not None:
+            word = b64encode(self._user.encode()).decode()
+            return {"Authorization": f"Basic {word}"}
+        return {"Authorization": f"Bearer {self._key}"}
 
     def _read(self, path: str, text: str) -> Any:  # noqa: ANN401 - JSON
         try:
@@ -135,50 +166,9 @@ class Wire:
             self._raise_status(path, status, error, None)
         return data
 
-    @property
-    def _key_header(self) -> str:
-        """The header of the key, where it is not the usual one."""
-        header = DIALECTS[self.dialect].key_header
-        return "" if header == "Authorization" else header
-
-    def _client(self) -> openai.AsyncOpenAI:
-        if self._opened is None:
-            import openai
-
-            try:
-                transport = openai.DefaultAioHttpClient()
-            except RuntimeError as error:
-                raise BackendError(
-                    "the HTTP transport is missing: pip install 'openai[aiohttp]'"
-                ) from error
-            connect = min(_CONNECT_SECONDS, self._timeout)
-            headers = dict.fromkeys(_UNSENT, cast("str", openai.Omit()))
-            if header := self._key_header:
-                headers[header] = self._key
-            self._opened = openai.AsyncOpenAI(
-                api_key=self._key,
-                base_url=self._url,
-                max_retries=0,
-                timeout=openai.Timeout(self._timeout, connect=connect),
-                http_client=transport,
-                default_headers=headers,
-                default_query=self._query,
-            )
-        return self._opened
-
     def _late(self) -> Failure:
         told = f"{self.url} did not answer within {self._timeout:g} s"
         return Failure(told, transient=True, late=True)
-
-    def _unreachable(self, error: BaseException) -> Failure:
-        # The SDK calls most lost connections a timeout; the first cause knows better.
-        cause = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        if isinstance(cause, TimeoutError):
-            return self._late()
-        told = self._told(str(cause) or type(cause).__name__)
-        return Failure(f"no answer from {self.url}: {told}", transient=True)
 
     def _raise_status(self, path: str, status: int, body: object, wait: float | None) -> NoReturn:
         """Raise what an HTTP status other than 200, or an error in the body, means."""
@@ -235,11 +225,12 @@ class Wire:
         return text[:300]
 
 
-def _unsigned() -> RequestOptions:
-    """Keeps the SDK from sending the key as `Authorization`."""
-    import openai
-
-    return {"headers": {"Authorization": openai.Omit()}}
+def _body(text: str) -> object:
+    """What an error answer holds."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _codes(body: object) -> str:

@@ -27,6 +27,7 @@ OUTLIER = 2.0
 Tokenizer: TypeAlias = Any
 Model: TypeAlias = Any
 Cache: TypeAlias = Any
+Config: TypeAlias = Any
 
 Heads = Mapping[int, tuple[int, ...]]
 """The heads that count, by layer; all of them where it is empty."""
@@ -81,6 +82,7 @@ def masses(model: Model, spans: Spans, heads: Heads) -> list[float]:
     """Calibrated attention mass of every passage, in two forward passes."""
     import torch
 
+    _check(model.config, heads)
     prefix = torch.tensor([spans.prefix], device=model.device)
     with torch.inference_mode():
         # Without logits: the passages' keys and values are all that is kept of this pass.
@@ -89,6 +91,12 @@ def masses(model: Model, spans: Spans, heads: Heads) -> list[float]:
         seen = _attended(model, spans, cache, heads)
     asked, empty = seen.double().cpu()
     return [_mass((asked - empty)[span.start : span.stop]) for span in spans.passages]
+
+
+def _check(config: Config, heads: Heads) -> None:
+    layers, each = config.num_hidden_layers, config.num_attention_heads
+    if any(layer >= layers or max(chosen) >= each for layer, chosen in heads.items()):
+        raise SpecError(f"the model has {layers} layers of {each} heads, counted from 0")
 
 
 def _attended(model: Model, spans: Spans, cache: Cache, heads: Heads) -> torch.Tensor:

@@ -223,9 +223,10 @@ def test_it_searches_as_an_encoder(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.local
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_real_model_finds_more_than_chance(collection: Path) -> None:
-    """The judged documents of ten queries, among each other: dense, sparse, both, and BM25."""
-    qrels = dict(islice(trec.read_qrels(collection).items(), 10))
+    """The judged documents of eight queries, among each other: dense, sparse, both, and BM25."""
+    qrels = dict(islice(trec.read_qrels(collection).items(), 8))
     queries = [query for query in trec.read_queries(collection) if query.id in qrels]
     judged = {document for grades in qrels.values() for document in grades}
     documents = [d for d in trec.read_corpus(collection) if d.id in judged]

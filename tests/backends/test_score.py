@@ -284,7 +284,8 @@ def test_a_causal_model_served_as_a_classifier_grades_as_it_does_itself(tmp_path
         chosen = f"{{{{ (messages | selectattr('role', 'equalto', '{role}') | first).content }}}}"
         written = written.replace(mark, chosen)
     template = tmp_path / "score.jinja"
-    template.write_text(written)
+    # Jinja drops a line break at a template's end, and the model reads one there.
+    template.write_text(written.removesuffix("\n") + "{{ '\\n' }}")
     classifier = {
         "architectures": ["LlamaForSequenceClassification"],
         "classifier_from_token": ["No", "Yes"],

@@ -55,6 +55,8 @@ class Pool:
         if len(names) != 1:
             found = ", ".join(sorted(names)) or "none"
             raise InputError(f"a pool serves one model; these are: {found}")
+        if any(member.batch > 1 for member in members):
+            raise InputError("a pool is for servers that are asked one request at a time")
         self._members = [_Member(member) for member in members]
         self._patience, self._rest = patience, rest
 
