@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmrank.api.simulation import Case, Noise, Prediction, falling, judged_cases, simulate
-from llmrank.errors import SpecError
 from llmrank.rerank import METHODS, Cascade, Method, Ranker, parse
 from llmrank.spec import written
 
@@ -37,7 +36,7 @@ EXTRAS = (
     "blitz(k=10)",
     "setwise(c=19)",
 )
-"""Beside the defaults of every method; those that this version cannot read are left out."""
+"""Beside the defaults of every method."""
 
 
 OTHER = "## Other numbers of candidates"
@@ -55,12 +54,7 @@ class Point(NamedTuple):
 def rankers(given: Sequence[str]) -> list[Ranker]:
     """Every method but combinators with its defaults, the extras that exist, and those given."""
     found = [parse(name) for name, family in METHODS.items() if not family.inner]
-    for text in EXTRAS:
-        try:
-            found.append(parse(text))
-        except SpecError as error:
-            print(f"left out: {error}", file=sys.stderr)  # noqa: T201
-    found += map(parse, given)
+    found += map(parse, (*EXTRAS, *given))
     return list({str(ranker): ranker for ranker in found}.values())
 
 
@@ -270,12 +264,17 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="only the first queries")
     parser.add_argument("--fixed", type=float, default=0.5)
     parser.add_argument("--method", action="append", default=[])
+    parser.add_argument("--only", action="store_true", help="print the rows of --method alone")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs")
     given = parser.parse_args()
     cases = judged_cases(
         given.data / "runs/BM25.trec", given.data / "qrels.tsv", n=DEPTH, limit=given.limit
     )
     noises = [calibrated(cases, wanted, given.fixed) for wanted in JUDGES.values()]
+    if given.only:
+        for point in measured([*map(parse, given.method)], cases, noises, given.seeds):
+            print(row(point), flush=True)  # noqa: T201
+        return
     points = list(measured(rankers(given.method), cases, noises, given.seeds))
     text = page(points, noises, len(cases), given.seeds)
     target = given.out / "frontier.md"

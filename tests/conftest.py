@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 if os.environ.get("PYTEST_XDIST_WORKER"):
     # Two workers that each compute with every core are far slower than with one core each.
@@ -22,6 +23,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["LLMRANK_PROBE"] = "0"
 for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "LLMRANK_BASE_URL", "LLMRANK_MODEL"):
     os.environ.pop(name, None)
+
+
+# Speed is measured in benchmarks/, never asserted.
+settings.register_profile("llmrank", deadline=None)
+settings.load_profile("llmrank")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

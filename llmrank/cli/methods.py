@@ -20,7 +20,7 @@ INNER = "sliding"
 def methods(n: Count = 100, as_json: o.Json = False) -> None:
     """List the reranking and expansion methods: what they ask, calls and rounds, source.
 
-    Calls and rounds are means of ten synthetic queries with n candidates, whose first-stage order a
+    Calls and rounds are those of a synthetic query with n candidates, whose first-stage order a
     judge confirms; a worse order takes some methods more. --json has the formulas too, and `exact`:
     how many of the top places are right if every answer is.
     """
@@ -49,9 +49,8 @@ def _told(method: Method, n: int) -> dict[str, object]:
     from llmrank import api
 
     deep = type(method)(method.name, method.parameters, n, method.inner)
-    _, found = api.simulate(
-        [deep], api.synthetic_cases(10, n, first_stage=1.0), api.Noise(), seeds=1
-    )
+    cases = api.synthetic_cases(1, n, first_stage=1.0)
+    _, found = api.simulate([deep], cases, api.Noise(), seeds=1)
     family = method.family
     return {
         "method": str(method),

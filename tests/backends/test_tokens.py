@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from llmrank.backends import tokens
 from llmrank.errors import BackendError
-from llmrank.prompts.passages import Limits, Tokenizer, Truncation, shorten
-from llmrank.request import Message
+from llmrank.prompts.passages import Limits, Truncation, shorten
+from llmrank.request import Message, Tokenizer
 from tests.servers import Behaviour, Body, Server, refuses, sends, sends_html, serve
 
 O200K = "fb374d419588a4632f3f557e76b4b70aebbca790"
@@ -62,8 +62,8 @@ def test_without_a_cache_everything_is_an_estimate(
 ) -> None:
     for folder in ("", str(tmp_path), str(tmp_path / "absent")):
         monkeypatch.setenv("TIKTOKEN_CACHE_DIR", folder)
-        count, how = tokens.counter(model)
-        assert (count("12345678"), how) == (2, "estimate: 4 characters a token")
+        found = tokens.choose(model)
+        assert (found.count("12345678"), found.counting) == (2, "estimate: 4 characters a token")
 
 
 def test_a_damaged_file_is_neither_used_nor_fetched_again(
@@ -71,7 +71,7 @@ def test_a_damaged_file_is_neither_used_nor_fetched_again(
 ) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     (tmp_path / O200K).write_bytes(b"IQ== 0\n")
-    assert tokens.counter("gpt-4.1")[1].startswith("estimate")
+    assert tokens.choose("gpt-4.1").counting.startswith("estimate")
     assert (tmp_path / O200K).read_bytes() == b"IQ== 0\n"
 
 
@@ -108,12 +108,12 @@ def test_a_hanging_download_does_not_keep_the_program_alive() -> None:
 
 
 def test_tiktoken_where_its_file_is_cached() -> None:
-    count, how = tokens.counter("gpt-4.1-mini")
-    if how.startswith("estimate"):
+    found = tokens.choose("gpt-4.1-mini")
+    if found.counting.startswith("estimate"):
         pytest.skip("tiktoken has no cached encoding here")
-    assert how == "tiktoken o200k_base"
-    assert count("hello world") == 2
-    assert count("<|endoftext|>") > 1
+    assert found.counting == "tiktoken o200k_base"
+    assert found.count("hello world") == 2
+    assert found.count("<|endoftext|>") > 1
 
 
 def test_the_table_agrees_with_tiktoken() -> None:

@@ -35,7 +35,7 @@ PASSAGES = (
 )
 QUERIES = (Query("1", "why does bread dough rise"), Query("2", "what causes tides?"))
 DOCUMENTS = tuple(Document(str(i), text) for i, text in enumerate(PASSAGES))
-LIKELIHOOD_APART, PROBABILITY_APART = 0.01, 0.001
+LIKELIHOOD_APART, PROBABILITY_APART = 0.001, 0.001
 """How far two programs may be apart in float32: a likelihood of about 8 tokens, and p(yes)."""
 
 

@@ -20,7 +20,6 @@ from llmrank.prompts.passages import (
     LEAST,
     TRUNCATIONS,
     Limits,
-    Tokenizer,
     Truncation,
     clean,
     level,
@@ -28,7 +27,7 @@ from llmrank.prompts.passages import (
     reply_tokens,
     shorten,
 )
-from llmrank.request import Request
+from llmrank.request import Request, Tokenizer
 from llmrank.types import Document, Query
 
 CONTROL = {
