@@ -28,7 +28,7 @@ EXTRAS = (
     "sliding(passes=2)",
     "sliding(passes=3)",
     "adaptive(then=2)",
-    "adaptive(cover=2, then=2+2)",
+    "adaptive(cover=2)",
     "tourrank(tournaments=2)",
     "tourrank(tournaments=5)",
     "jointrank(r=3, aggregate=win_rate)",

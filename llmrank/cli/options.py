@@ -65,7 +65,7 @@ BaseUrl = Annotated[
         "--base-url",
         panel=MODEL,
         envvar="LLMRANK_BASE_URL",
-        help="An OpenAI-compatible server, such as http://127.0.0.1:8000/v1.",
+        help="An OpenAI-compatible server, such as http://127.0.0.1:8000/v1; several with commas.",
     ),
 ]
 Prompt = Annotated[
@@ -111,7 +111,7 @@ Hedge = Annotated[
 ]
 Encoder = Annotated[
     str | None,
-    _option("--encoder", panel=MODEL, help="Embedding model: local, local:NAME, openai:NAME."),
+    _option("--encoder", panel=MODEL, help="Embedding model: local, local:NAME, openai:NAME, promptreps:NAME."),
 ]
 EncoderUrl = Annotated[
     str | None, _option("--encoder-url", panel=MODEL, help="Server of the embedding model.")
