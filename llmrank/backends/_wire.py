@@ -10,6 +10,7 @@ from base64 import b64encode
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
 
 from llmrank.backends._answers import Failure, retry_after
 from llmrank.backends.dialects import DIALECTS, ROOT, by_url
@@ -70,6 +71,9 @@ class Wire:
         if not self._key:
             raise BackendError("no API key: set OPENAI_API_KEY, or name a server with --base-url")
         self._secrets = [s for s in (self._key, parts.password) if s and s != "EMPTY"]
+        # Looked up once: aiohttp would do it for every request, in threads.
+        host = parts.hostname or ""
+        self._proxy = None if proxy_bypass(host) else getproxies().get(parts.scheme)
         self.dialect = by_url(self.url)
         self._timeout, self._model = timeout, model
         self._opened: aiohttp.ClientSession | None = None
@@ -105,7 +109,9 @@ class Wire:
         try:
             async with (
                 asyncio.timeout(self._timeout),
-                session.request(method, self._address(path), **content) as response,
+                session.request(
+                    method, self._address(path), proxy=self._proxy, **content
+                ) as response,
             ):
                 text = await response.text("utf-8", "replace")
         except TimeoutError:
@@ -135,7 +141,6 @@ class Wire:
                 connector=aiohttp.TCPConnector(limit=0),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect),
                 headers={"User-Agent": "llmrank", **self._signed()},
-                trust_env=True,
             )
         return self._opened
 
