@@ -15,6 +15,7 @@ from llmrank.backends import connect
 from llmrank.backends.wrappers import Caps
 from llmrank.errors import InputError
 from llmrank.plan import Plan
+from llmrank.request import Backend
 from llmrank.rerank import Ranker
 from llmrank.retrieve import score_passages
 from llmrank.store import Journal
@@ -25,15 +26,20 @@ Passage = str | Mapping[str, object] | Document | Candidate
 `Document`, or a `Candidate` with its first-stage score."""
 
 LOCAL_METHOD = "likelihood(prior=0.5)"
-SERVER_METHOD = "sliding(window=20, stride=10)"
+PAIR_METHOD = "yesno"
+SERVER_METHOD = "adaptive"
 
 
-def default_method(model: str) -> Ranker:
-    """The method for a model whose identity is given, when the user names none.
+def default_method(model: Backend) -> Ranker:
+    """The method for a model, when the user names none.
 
-    A model small enough to run in this process ranks by likelihood and not by instruction.
+    A model small enough to run in this process ranks by likelihood and not by instruction; one that
+    grades pairs is asked for nothing else.
     """
-    return methods.parse(LOCAL_METHOD if model.startswith("local:") else SERVER_METHOD)
+    if "pair" in model.wants:
+        return methods.parse(PAIR_METHOD)
+    in_process = model.identity.startswith(("local:", "seq2seq:"))
+    return methods.parse(LOCAL_METHOD if in_process else SERVER_METHOD)
 
 
 class Reranker(Closing):
@@ -63,7 +69,7 @@ class Reranker(Closing):
             caps=caps or Caps(),
         )
         backend = connect(model, base_url=base_url)
-        chosen = method or default_method(backend.identity)
+        chosen = method or default_method(backend)
         self.method = methods.parse(chosen) if isinstance(chosen, str) else chosen
         check(settings, backend, self.method.needs)
         self._session = Session(

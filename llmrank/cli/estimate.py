@@ -35,8 +35,8 @@ def estimate(
     from llmrank.backends import connect
     from llmrank.store import JOURNAL, Journal, beside
 
-    identity = connect(settings.model, base_url=settings.base_url).identity
-    chosen = rerank.parse(method) if method else api.default_method(identity)
+    model = connect(settings.model, base_url=settings.base_url)
+    chosen = rerank.parse(method) if method else api.default_method(model)
     folder = out or UNNAMED
     with trec.rereadable(run) as first, TemporaryDirectory(prefix="llmrank-") as scratch:
         inputs = api.Inputs(api.RunInput(first, corpus, queries, limit), chosen.depth)
@@ -45,7 +45,7 @@ def estimate(
         with closing(Journal(Path(scratch) / JOURNAL, also)) as journal:
             found = api.estimate(settings, chosen, inputs, journal)
     if as_json:
-        screen.show({"method": str(chosen), "model": identity, **asdict(found)})
+        screen.show({"method": str(chosen), "model": model.identity, **asdict(found)})
         return
     # The fewest are those of a model that confirms the first-stage order.
     more = f" to {found.calls_at_most:,}" if found.calls_at_most > found.calls else ""
@@ -53,7 +53,7 @@ def estimate(
         ["", ""],
         [
             ["method", str(chosen)],
-            ["model", identity],
+            ["model", model.identity],
             ["queries", f"{found.queries:,}"],
             ["calls", f"{found.calls:,}{more}"],
             ["answers known", f"{found.known:,}"],

@@ -111,7 +111,11 @@ Hedge = Annotated[
 ]
 Encoder = Annotated[
     str | None,
-    _option("--encoder", panel=MODEL, help="Embedding model: local, local:NAME, openai:NAME, promptreps:NAME."),
+    _option(
+        "--encoder",
+        panel=MODEL,
+        help="Embedding model: local, local:NAME, openai:NAME, promptreps:NAME.",
+    ),
 ]
 EncoderUrl = Annotated[
     str | None, _option("--encoder-url", panel=MODEL, help="Server of the embedding model.")

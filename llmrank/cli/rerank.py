@@ -39,7 +39,7 @@ def rerank(
 
     started = time.perf_counter()
     asked = connect(settings.model, base_url=settings.base_url)
-    chosen = rerank.parse(method) if method else api.default_method(asked.identity)
+    chosen = rerank.parse(method) if method else api.default_method(asked)
     api.check(settings, asked, chosen.needs)
     screen.note(f"{chosen} by {asked.identity}, into {out or UNNAMED}")
     with trec.rereadable(run) as first:

@@ -46,9 +46,10 @@ def adaptive(
     (1 never stops). The prior of a strength falls with the logarithm of the first-stage rank; the
     scores are posterior means, so one answer that contradicts the first stage does not overrule it
     entirely. A block without a usable answer is no evidence; a document in no other has no score.
-    One call for n <= k; else cover * ceil(n / k) calls in the first round, and those of `then`:
-    with cover=1 and `half` 2 * ceil(n / k) - 1 in all, about as many as a pass of a sliding window
-    that moves by k / 2, in at most 1 + floor(log2(ceil(n / k))) rounds. Source: llmrank.
+    For n <= k there is one call, whose order is taken as it is, without scores; else there are
+    cover * ceil(n / k) calls in the first round, and those of `then`: with cover=1 and `half`
+    2 * ceil(n / k) - 1 in all, about as many as a pass of a sliding window that moves by k / 2, in
+    at most 1 + floor(log2(ceil(n / k))) rounds. Source: llmrank.
     """
     if k < 2 or cover < 1 or m < 1 or not 0 < sure <= 1:
         raise SpecError(
@@ -59,11 +60,16 @@ def adaptive(
     schedule = _schedule(then, math.ceil(count / k))
     if count < 2:
         return Ordering(tuple(range(count)), (None,) * count)
+    if count <= k:
+        # Nothing is left to weigh against each other, and the prior alone would only blur it.
+        (whole,) = yield from ordered(query, candidates, [range(count)], by)
+        order = tuple(range(count)) if whole is None else whole.order
+        return Ordering(order, (None,) * count)
     prior = -PRIOR_SLOPE * np.log(np.arange(1, count + 1))
     posterior = Posterior(prior, PRIOR_DEVIATION, SCALE)
     blocks = cross_sections(count, k, cover)
     seen: set[int] = set()
-    for calls in (*(schedule if len(blocks) > 1 else ()), 0):
+    for calls in (*schedule, 0):
         judged = yield from ordered(query, candidates, blocks, by)
         usable = [j for j in judged if j is not None]
         seen.update(item for j in usable for item in j.order)
@@ -81,8 +87,6 @@ def cross_sections(count: int, k: int, cover: int) -> list[list[int]]:
     Of b blocks each gets one of every b consecutive ranks; which one it is changes from row to row,
     in a way of its own each time around, so that the same documents seldom meet twice.
     """
-    if count <= k:
-        return [list(range(count))]
     number = math.ceil(count / k)
     found: list[list[int]] = []
     for layer in range(1, cover + 1):

@@ -17,6 +17,9 @@ import llmrank
 from llmrank import Candidate, Caps, Document, Query, Reranker, api
 from llmrank.api import arerank, rerank
 from llmrank.api.reranker import Passage
+from llmrank.backends import connect
+from llmrank.backends.openai import OpenAIBackend
+from llmrank.backends.oracle import Oracle
 from llmrank.errors import BackendError, CapabilityError, InputError, LlmrankError, SpecError
 from llmrank.store import Journal
 from tests import servers
@@ -346,9 +349,18 @@ def test_in_one_line(qrels: str) -> None:
     assert _ids(asyncio.run(arerank(QUERY, TEXTS, qrels, method="yesno")))[0] == "1"
 
 
-def test_what_is_shown() -> None:
-    assert str(api.default_method("local:x")).startswith("likelihood(")
-    assert str(api.default_method("openai:x")).startswith("sliding(")
+class Grader(Oracle):
+    """A judge of pairs, as cross-encoders are."""
+
+    wants = frozenset({"pair"})
+
+
+def test_the_default_suits_the_model() -> None:
+    found = api.default_method(connect("local:"))
+    assert str(found).startswith("likelihood(")
+    assert str(api.default_method(Oracle({}))).startswith("adaptive(")
+    assert str(api.default_method(OpenAIBackend("x", api_key="k"))).startswith("adaptive(")
+    assert str(api.default_method(Grader({}))).startswith("yesno@")
 
 
 @pytest.mark.local
