@@ -56,11 +56,14 @@ class _Count:
         self._usage = self._reused_usage = Usage()
         self._reused = self._cut = self._failures = 0
         self._rounds: set[int] = set()
+        self._problems: dict[Status, str] = {}
 
     def add(self, round: int, answer: Answer[Any]) -> None:
         self._rounds.add(round)
         self._outcomes[answer.status] += 1
         self._cut += answer.cut
+        if answer.value is None and answer.problem:
+            self._problems.setdefault(answer.status, answer.problem)
         self._failures += answer.value is None and answer.status is not Status.UNASKED
         self._reused += answer.reused
         if answer.reused:
@@ -79,6 +82,7 @@ class _Count:
             self._usage,
             self._failures,
             self._reused_usage,
+            problems=self._problems,
         )
 
 

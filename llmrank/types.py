@@ -129,7 +129,8 @@ class Tally:
     `failures` are the asks that ended without anything usable, those never sent left out; a reply
     that was cut off may still be usable. `reused` answers came from the journal, and
     `reused_usage` is what they once cost; `usage` is that of the others. `stages` has the same for
-    each stage of a cascade.
+    each stage of a cascade. `problems` says of each outcome without a value what was wrong the
+    first time.
     """
 
     outcomes: Mapping[Status, int] = field(default_factory=dict)
@@ -140,6 +141,7 @@ class Tally:
     failures: int = 0
     reused_usage: Usage = Usage()
     stages: Mapping[str, Tally] = field(default_factory=dict)
+    problems: Mapping[Status, str] = field(default_factory=dict)
 
     def __add__(self, other: Tally) -> Tally:
         statuses = [s for s in Status if s in self.outcomes or s in other.outcomes]
@@ -155,6 +157,7 @@ class Tally:
                 stage: self.stages.get(stage, Tally()) + other.stages.get(stage, Tally())
                 for stage in {**self.stages, **other.stages}
             },
+            {**other.problems, **self.problems},
         )
 
     @property

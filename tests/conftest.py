@@ -19,8 +19,6 @@ if os.environ.get("PYTEST_XDIST_WORKER"):
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 # Before any test imports the library that reads it.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Tests count what a server gets; those of the probe ask for it.
-os.environ["LLMRANK_PROBE"] = "0"
 for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "LLMRANK_BASE_URL", "LLMRANK_MODEL"):
     os.environ.pop(name, None)
 

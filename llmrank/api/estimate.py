@@ -16,7 +16,7 @@ from llmrank.plan import Attend, Grade, Likelihood, Order, Pick
 from llmrank.request import Reply, Request
 from llmrank.rerank import Ranker
 from llmrank.store import Journal
-from llmrank.types import Ordering, Tally, Usage
+from llmrank.types import Ordering, Status, Tally, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,10 @@ class Estimate:
     move documents, up to `calls_at_most`, which comes from their formulas; it is `calls` where the
     answers cannot change the number. Unusable replies are asked for again beyond both.
 
-    All else is that of `calls`. Tokens of the prompts are counted as `counting` says, those of the
-    replies are the limit sent with each request; `cost` is that of both, 0 where there are no
-    prices. `rounds` is the largest number of calls of a query that have to wait for one another.
+    All else is that of `calls`. Tokens of the prompts are counted as `counting` says, those of
+    the replies are the limit sent with each request; `cost` is that of both, 0 where there are
+    no prices; `too_long` prompts cannot be made to fit the model and fail. `rounds` is the
+    largest number of calls of a query that have to wait for one another.
     """
 
     queries: int
@@ -41,6 +42,7 @@ class Estimate:
     usage: Usage
     cost: float
     passages_cut: int
+    too_long: int
     counting: str
 
 
@@ -106,7 +108,9 @@ def estimate(
         total += tally
         rounds[query_id] = tally.rounds
 
-    with Session(replace(settings, caps=Caps()), model=counter) as session:
+    with Session(
+        replace(settings, caps=Caps(), rpm=None, tpm=None, hedge=False), model=counter
+    ) as session:
         session.check(method.needs)
         inputs.attempt(method)
         session.run_sync(inputs.plans(method), finished)
@@ -124,5 +128,6 @@ def estimate(
         counter.usage,
         cost,
         total.cut,
+        total.outcomes.get(Status.FAILED, 0),
         model.counting,
     )

@@ -199,9 +199,10 @@ def demand(tally: Tally, max_failures: float) -> None:
     """
     if tally.asks and tally.failures > max_failures * tally.asks:
         found = ", ".join(f"{count} {status}" for status, count in tally.outcomes.items())
+        first = "".join(f"; first {status}: {said}" for status, said in tally.problems.items())
         raise TooManyFailures(
             f"{tally.failures} of {tally.asks} answers gave nothing usable ({found}); "
-            f"the limit is {max_failures:.0%} (--max-failures)"
+            f"the limit is {max_failures:.0%} (--max-failures){first}"
         )
     if tally.unasked:
         raise StoppedAtCap(
@@ -264,6 +265,7 @@ def summary(
     return {
         "queries": queries,
         "outcomes": {str(status): count for status, count in tally.outcomes.items()},
+        "problems": {str(status): said for status, said in tally.problems.items()},
         "asks": tally.asks,
         "reused": tally.reused,
         "requests": meter.requests,

@@ -143,7 +143,12 @@ class Session(Closing):
         self.settings, self.journal = settings, journal
         self.model = model or connect(settings.model, base_url=settings.base_url)
         if journal is not None:
-            settle(self.model, journal, sends=settings.probe)
+            try:
+                settle(self.model, journal, sends=settings.probe)
+            except BaseException:
+                run_sync(self.model.close())
+                journal.close()
+                raise
         self.meter, self.encoder_meter = Meter(), Meter()
         judged = type(self.model) is Oracle or (settings.model or "").startswith("oracle:")
         self.prompts = replace(

@@ -495,4 +495,5 @@ def positions(config: Any) -> int:  # noqa: ANN401 - transformers' configuration
 
 
 def _holds_nan(reply: Reply) -> bool:
-    return any(map(math.isnan, (*reply.label_logprobs.values(), reply.logprob or 0.0)))
+    seen = (*reply.label_logprobs.values(), *(reply.attention or ()), reply.logprob or 0.0)
+    return any(map(math.isnan, seen))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmrank.backends._trials import Capability, Trials
-from llmrank.backends.dialects import DIALECTS, LIKELIHOOD, STRUCTURED, THINKING_OFF
+from llmrank.backends.dialects import DIALECTS, LIKELIHOOD, STRUCTURED, THINKING_OFF, UNKNOWN
 from llmrank.backends.openai import Learnt, OpenAIBackend
 from llmrank.errors import BackendError
 
@@ -137,6 +137,9 @@ async def probe(backend: OpenAIBackend, *, wait: float = 0.5) -> Probe:
     can = await trials.all()
     if trials.blocked and not (can["chat"] or can["completions"] or can["embeddings"]):
         raise BackendError(trials.blocked[0])
+    route = backend.dialect.tokenizer
+    # `tokens.Served` speaks to these.
+    served = route is not None and route.field in ("prompt", "content")
     return Probe(
         url=backend.url,
         model=backend.model,
@@ -148,14 +151,18 @@ async def probe(backend: OpenAIBackend, *, wait: float = 0.5) -> Probe:
         can=can,
         sample=trials.sample,
         settled=not trials.blocked,
-        learnt=replace(backend.learnt, context=trials.context, tokenizes=bool(can["tokenizer"])),
+        learnt=replace(
+            backend.learnt, context=trials.context, tokenizes=bool(can["tokenizer"]) and served
+        ),
     )
 
 
 def recall(backend: OpenAIBackend, folders: Sequence[Path]) -> bool:
     """Make a backend use what one of the folders keeps of its server; whether one does."""
     for folder in folders:
-        if (found := Probe.load(folder, backend.url, backend.model)) is not None:
+        found = Probe.load(folder, backend.url, backend.model)
+        # A dialect that the user names goes before what was found.
+        if found is not None and backend.learnt.dialect in (UNKNOWN, found.learnt.dialect):
             backend.adopt(found.learnt)
             return True
     return False

@@ -246,7 +246,7 @@ class Served:
 
     def __init__(self, url: str, model: str, *, key: str = "", context: int | None = None) -> None:
         parts = urlsplit(url)
-        self._root = f"{parts.scheme}://{parts.netloc}"
+        self._root = url.rstrip("/").removesuffix("/v1")
         self._url, self._model, self._key, self._limit = url, model, key or "EMPTY", context
         self.counting = f"the tokenizer of {parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         self._ids = lru_cache(REMEMBERED)(self._encoded)

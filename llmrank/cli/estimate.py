@@ -68,5 +68,6 @@ def estimate(
                 else "give --prices IN,OUT",
             ],
             ["passages cut", f"{found.passages_cut:,}"],
+            ["prompts that cannot fit", f"{found.too_long:,}"],
         ],
     )

@@ -55,8 +55,8 @@ Model = Annotated[
         "-m",
         panel=MODEL,
         envvar="LLMRANK_MODEL",
-        help="local, local:FOLDER, openai:NAME, vllm:NAME or oracle:QRELS. Default: the server at "
-        "--base-url, else the small local model.",
+        help="local, local:FOLDER, openai:NAME, vllm:NAME, oracle:QRELS and more (docs/models.md). "
+        "Default: the server at --base-url, else the small local model.",
     ),
 ]
 BaseUrl = Annotated[
@@ -139,7 +139,7 @@ Probe = Annotated[
         "--probe/--no-probe",
         panel=MODEL,
         envvar="LLMRANK_PROBE",
-        help="First find out what a new server can do (about 30 tiny requests, once a folder).",
+        help="First find out what a new server can do: about 30 tiny requests, kept in --out.",
     ),
 ]
 Prices = Annotated[
@@ -190,7 +190,7 @@ _SENDING: Mapping[str, tuple[object, object]] = {
     "rpm": (Rpm, None),
     "tpm": (Tpm, None),
     "hedge": (Hedge, False),
-    "probe": (Probe, True),
+    "probe": (Probe, False),
 }
 _EMBEDDING: Mapping[str, tuple[object, object]] = {
     "encoder": (Encoder, None),

@@ -81,6 +81,8 @@ def outcome(tally: Tally, seconds: float) -> None:
         f"{tally.usage.prompt_tokens:,} prompt and {tally.usage.completion_tokens:,} completion "
         f"tokens, {tally.cut} passages cut, {seconds:.1f} s"
     )
+    for status, said in tally.problems.items():
+        note(f"  first {status}: {said}")
     for stage, cost in tally.stages.items():
         tokens = (cost.usage + cost.reused_usage).total
         note(f"  {stage}: {cost.asks} asks in {cost.rounds} rounds, {tokens:,} tokens")

@@ -127,8 +127,10 @@ class PromptSet:
                 f"{place} asks for the best passage alone, the method for up to {needed.n}: "
                 "a prompt with {{ n }} in it is needed"
             )
-        limit = self._limits(template).words
-        if limit is not None and needed.words > limit:
+        limits = self._limits(template)
+        # No text has fewer tokens than words.
+        limit = min(limits.words or needed.words, limits.tokens or needed.words)
+        if needed.words > limit:
             raise SpecError(
                 f"passages of {needed.words} words would be cut again: {place} shows {limit}; "
                 f"use words={limit} or less, or passage_words={needed.words} (--passage-words)"

@@ -60,7 +60,7 @@ METHODS: Mapping[str, Family] = {
         adaptive,
         f"1 if n <= k else cover * ceil(n / k) + ({_ADAPTIVE})",
         f"<= 1 if n <= k else 1 + ({_FURTHER})",
-        "0",
+        "n if n <= k else 0",
         "llmrank, docs/methods.md",
     ),
     "likelihood": Family(likelihood, "n", "1", "n", "UPR, arXiv 2204.07496"),

@@ -180,6 +180,11 @@ def test_one_name_whoever_answers() -> None:
     a, b = Switched("a"), Switched("b")
     assert Pool([a, b]).identity == Pool([b]).identity == "openai:m"
     assert Pool([Fake(), Fake()]).identity == "fake"
+    scaled = Fake(identity="score:m@http://a/v1,scale=logit")
+    assert Pool([scaled]).identity == "score:m,scale=logit"
+    assert Pool([Fake(identity="openai:m@http://a/v1#thinking=off")]).identity.endswith(
+        "#thinking=off"
+    )
 
     async def main() -> None:
         memory = Dictionary()

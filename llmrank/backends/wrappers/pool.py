@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -167,7 +168,6 @@ class ModelPool(Pool):
 
 
 def _name(identity: str) -> str:
-    """An identity without the address after its last @; what stands behind a # there stays."""
+    """An identity without the address after its last @; settings behind that stay."""
     name, _, address = identity.rpartition("@")
-    _, mark, setting = address.partition("#")
-    return name + mark + setting if name else identity
+    return name + re.sub(r"^[^#,]*", "", address) if name else identity
