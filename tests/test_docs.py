@@ -42,7 +42,13 @@ def server() -> Iterator[Server]:
         yield server
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.parent != ROOT else [])
+        for page in PAGES
+    ],
+)
 def test_every_snippet_runs(page: Path, server: Server, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples" / "collection", tmp_path / "examples" / "collection")
     environment = {

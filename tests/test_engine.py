@@ -185,6 +185,7 @@ def nothing() -> Plan[int]:
     return 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("backend", [Oracle, Flaky])
 def test_both_drivers_agree(name: str, backend: type[Oracle]) -> None:

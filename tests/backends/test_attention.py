@@ -18,6 +18,8 @@ from llmrank.prompts import PromptSet
 from llmrank.request import Reply, Request
 from llmrank.types import Document, Query
 
+pytestmark = pytest.mark.slow  # loading torch takes longer than all of these
+
 WORDS = [
     *[
         "<unk>",
