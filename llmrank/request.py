@@ -210,3 +210,17 @@ class Tokenizer(Protocol):
     def tail(self, text: str, tokens: int) -> str:
         """The end of a text from where its last `tokens` tokens begin."""
         ...
+
+
+class Model(Backend, Protocol):
+    """A backend that knows how its model reads text."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """How the model reads text, as exactly as can be known."""
+        ...
+
+    @property
+    def counter(self) -> Tokenizer:
+        """The same as far as no server has to be asked."""
+        ...

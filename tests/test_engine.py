@@ -372,7 +372,7 @@ def test_caps_are_kept_and_every_plan_ends(name: str, driver: str, calls: int, t
     topics, qrels = collection(6, 45)
     meter = Meter()
     oracle = Oracle(qrels)
-    backend = Capped(Metered(oracle, meter), Caps(calls=calls, tokens=tokens), oracle.count)
+    backend = Capped(Metered(oracle, meter), Caps(calls=calls, tokens=tokens), oracle.counter.count)
     done = quiet(collect(backend, reranking(name, topics), driver=driver))
     assert meter.requests <= calls
     assert meter.usage.total <= tokens
@@ -399,14 +399,14 @@ def test_a_cap_leaves_the_best_order_so_far(driver: str) -> None:
 def test_the_deadline_ends_the_run(driver: str) -> None:
     topics, qrels = collection(10, 45)
     slow = Slow(qrels, 0.04)
-    backend = Capped(slow, Caps(seconds=0.1), slow.count)
+    backend = Capped(slow, Caps(seconds=0.1), slow.counter.count)
     began = time.monotonic()
     done = quiet(collect(backend, reranking("yesno", topics), driver=driver))
     assert time.monotonic() - began < 10
     assert len(done) == 10
     assert slow.sent <= 4 * 8
     assert sum(tally.unasked for _, tally in done.values()) > 0
-    hurried = Capped(slow, Caps(seconds=0.0), slow.count)
+    hurried = Capped(slow, Caps(seconds=0.0), slow.counter.count)
     slow.sent = 0
     assert len(quiet(collect(hurried, reranking("yesno", topics), driver=driver))) == 10
     assert slow.sent == 0

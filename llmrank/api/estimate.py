@@ -81,7 +81,7 @@ class StandIn(Oracle):
             self.certain[query] += not self.calls[query]
         elif not again:
             self.calls[query] += 1
-            self.usage += expected_usage(request, self._model.count)
+            self.usage += expected_usage(request, self._model.counter.count)
         return reply
 
     def at_most(self, query: str, asks: tuple[int, bool], rounds: int) -> int:
@@ -93,10 +93,18 @@ class StandIn(Oracle):
 
 
 def estimate(
-    settings: Settings, method: Ranker, inputs: Inputs, journal: Journal | None = None
+    settings: Settings,
+    method: Ranker,
+    inputs: Inputs,
+    journal: Journal | None = None,
+    *,
+    model: Model | None = None,
 ) -> Estimate:
-    """Drive the run's own plans with a stand-in for the model and count what it would be sent."""
-    model = connect(settings.model, base_url=settings.base_url)
+    """Drive the run's own plans with a stand-in for the model and count what it would be sent.
+
+    The model, by default that of the settings, is sent nothing, and needs no key.
+    """
+    model = model or connect(settings.model, base_url=settings.base_url)
     if journal is not None:
         settle(model, journal, sends=False)
     counter = StandIn(model, journal)
@@ -129,5 +137,5 @@ def estimate(
         cost,
         total.cut,
         total.outcomes.get(Status.FAILED, 0),
-        model.counting,
+        model.counter.counting,
     )

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from llmrank.api.closing import Closing, Lifeline
 from llmrank.backends import Model, connect, connect_encoder
@@ -31,6 +31,9 @@ from llmrank.prompts import PromptSet, Truncation
 from llmrank.prompts.render import KINDS, slot_of, want_of
 from llmrank.request import Backend
 from llmrank.store import Journal
+
+if TYPE_CHECKING:
+    from llmrank.backends.openai import OpenAIBackend
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -105,16 +108,19 @@ def settle(model: Model, journal: Journal, *, sends: bool) -> None:
 
     Where nothing is kept the server is probed, if anything may be sent.
     """
-    from llmrank.backends.openai import OpenAIBackend
-    from llmrank.backends.probe import recall
-    from llmrank.backends.probe import settle as settled
+    from llmrank.backends.probe import keep, recall
 
-    for server in model.members if isinstance(model, Pool) else [model]:
-        if not isinstance(server, OpenAIBackend) or recall(server, journal.folders):
-            continue
+    for server in _servers(model):
         # A batch is tried by its first requests.
-        if sends and server.batch == 1:
-            run_sync(settled(server, journal.path.parent))
+        if not recall(server, journal.folders) and sends and server.batch == 1:
+            run_sync(keep(server, journal.path.parent))
+
+
+def _servers(model: Model) -> list[OpenAIBackend]:
+    from llmrank.backends.openai import OpenAIBackend
+
+    members = model.members if isinstance(model, Pool) else [model]
+    return [member for member in members if isinstance(member, OpenAIBackend)]
 
 
 def _prompts(settings: Settings) -> PromptSet:
@@ -142,6 +148,8 @@ class Session(Closing):
     ) -> None:
         self.settings, self.journal = settings, journal
         self.model = model or connect(settings.model, base_url=settings.base_url)
+        for server in _servers(self.model):
+            server.wire.demand_key()
         if journal is not None:
             try:
                 settle(self.model, journal, sends=settings.probe)
@@ -169,7 +177,7 @@ class Session(Closing):
     def _wrapped(self, model: Model, meter: Meter, caps: Caps) -> Backend:
         backend = patient(model, meter, self.settings)
         if caps != Caps():
-            backend = Capped(backend, caps, model.count)
+            backend = Capped(backend, caps, model.counter.count)
         return Cached(backend, self.journal) if self.journal is not None else backend
 
     def check(self, needs: Collection[Need]) -> None:
@@ -213,7 +221,7 @@ def patient(model: Model, meter: Meter, settings: Settings) -> Backend:
         metered: Backend = Metered(server, meter)
         if settings.hedge:
             metered = Hedged(metered)
-        minute = Minute(rpm=settings.rpm, tpm=settings.tpm, count=model.count)
+        minute = Minute(rpm=settings.rpm, tpm=settings.tpm, count=model.counter.count)
         return Limited(metered, settings.in_flight, minute=minute)
 
     if model.batch > 1:

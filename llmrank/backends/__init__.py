@@ -21,35 +21,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 import llmrank.spec as spec
 import llmrank.trec as trec
 from llmrank.backends.oracle import Oracle
 from llmrank.backends.wrappers import ModelPool
 from llmrank.errors import BackendError, SpecError
-from llmrank.request import Backend, Tokenizer
+from llmrank.request import Model as Model
 
 VLLM_URL = "http://127.0.0.1:8000/v1"
 BASE_URL = "LLMRANK_BASE_URL"
-
-
-class Model(Backend, Protocol):
-    """A backend that can also count the tokens of a text."""
-
-    @property
-    def counting(self) -> str:
-        """How `count` counts tokens, in words."""
-        ...
-
-    def count(self, text: str) -> int:
-        """Tokens of a text, without asking a server."""
-        ...
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """How the model reads text, as exactly as can be known."""
-        ...
 
 
 def _local(name: str, base_url: str | None, options: Mapping[str, str]) -> Model:
@@ -89,7 +70,7 @@ def _decisions(name: str, base_url: str | None, options: Mapping[str, str]) -> M
 
 
 def _vllm(name: str, base_url: str | None, options: Mapping[str, str]) -> Model:
-    return _openai(name, base_url or VLLM_URL, options)
+    return _openai(name, base_url or VLLM_URL, {"dialect": "vllm", **options})
 
 
 def _vllm_offline(name: str, base_url: str | None, options: Mapping[str, str]) -> Model:

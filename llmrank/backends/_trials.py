@@ -310,7 +310,6 @@ class Trials:
             except ValueError:
                 held = False
             if held:
-                backend.adopt(replace(backend.learnt, structured=name))
                 return Capability(True, name)
             note = f"{name} is accepted and changes nothing"
         return Capability(False, note)

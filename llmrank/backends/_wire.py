@@ -68,8 +68,6 @@ class Wire:
         named = parts.username is not None
         self._user = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if named else None
         self._key = api_key or os.environ.get("OPENAI_API_KEY") or ("EMPTY" if given else "")
-        if not self._key:
-            raise BackendError("no API key: set OPENAI_API_KEY, or name a server with --base-url")
         self._secrets = [s for s in (self._key, parts.password) if s and s != "EMPTY"]
         # Looked up once: aiohttp would do it for every request, in threads.
         host = parts.hostname or ""
@@ -77,6 +75,11 @@ class Wire:
         self.dialect = by_url(self.url)
         self._timeout, self._model = timeout, model
         self._opened: aiohttp.ClientSession | None = None
+
+    def demand_key(self) -> None:
+        """Raise where there is no key to send anything with."""
+        if not self._key:
+            raise BackendError("no API key: set OPENAI_API_KEY, or name a server with --base-url")
 
     @property
     def account(self) -> tuple[str, str]:
@@ -133,6 +136,7 @@ class Wire:
 
     def _session(self) -> aiohttp.ClientSession:
         if self._opened is None:
+            self.demand_key()
             import aiohttp
 
             # The SDK of `openai` costs several times the work of a call, whatever its transport.

@@ -109,7 +109,7 @@ class CrossEncoderBackend(InProcess[_Pair]):
     def _room(self, query: str) -> int:
         """Tokens that a query leaves for the passage."""
         special = self._tokenizer.num_special_tokens_to_add(pair=True)
-        return self.context - int(special) - self.count(query)
+        return self.context - int(special) - len(self._ids(query))
 
     def _refused(self, row: _Pair) -> str:
         if row.width <= self.context:

@@ -100,18 +100,14 @@ class DecisionsBackend:
         return f"decisions:{self._server.model}@{self._server.url}#wording={WORDING}"
 
     @property
-    def counting(self) -> str:
-        """How tokens are counted, in words."""
-        return self._server.counting
-
-    @property
     def tokenizer(self) -> Tokenizer:
         """How the model reads text, as exactly as can be known."""
         return self._server.tokenizer
 
-    def count(self, text: str) -> int:
-        """Tokens of a text, as `counting` says."""
-        return self._server.count(text)
+    @property
+    def counter(self) -> Tokenizer:
+        """The same as far as no server has to be asked."""
+        return self._server.counter
 
     async def close(self) -> None:
         """Close the connections."""

@@ -30,9 +30,9 @@ class SentenceEncoder:
     """
 
     wants: frozenset[Want] = frozenset({"vectors"})
-    counting = "the model's tokenizer"
     tokenizer: Tokenizer = Estimate()
     """For prompts, which an encoder never gets."""
+    counter: Tokenizer = tokenizer
     batch = 32
 
     def __init__(self, model: str = "") -> None:

@@ -23,7 +23,7 @@ from llmrank.backends._sampling import GumbelSampling
 from llmrank.backends.files import fingerprint
 from llmrank.backends.tokens import Pretrained
 from llmrank.errors import BackendError, CapabilityError, MissingExtra, SpecError
-from llmrank.request import Message, Reply, Request, Want
+from llmrank.request import Message, Reply, Request, Tokenizer, Want
 from llmrank.types import Usage
 
 if TYPE_CHECKING:
@@ -96,7 +96,6 @@ class InProcess(Generic[R]):
 
     kind: str
     wants: frozenset[Want]
-    counting = "the model's tokenizer"
 
     def __init__(self, source: str, *, dtype: str, device: str) -> None:
         if util.find_spec("torch") is None or util.find_spec("transformers") is None:
@@ -152,14 +151,15 @@ class InProcess(Generic[R]):
     async def close(self) -> None:
         """Nothing to let go of."""
 
-    def count(self, text: str) -> int:
-        """Tokens of a text."""
-        return len(self._ids(text))
-
     @cached_property
     def tokenizer(self) -> Pretrained:
         """How the model reads text; its weights are not loaded for that."""
         return Pretrained(self._folder)
+
+    @property
+    def counter(self) -> Tokenizer:
+        """The same: no server is asked for it."""
+        return self.tokenizer
 
     def _folder(self) -> str:
         """What transformers loads."""

@@ -49,8 +49,8 @@ class Learnt:
 
     `limit` is the field that limits a chat reply, `unsent` are parameters that the server refuses.
     `labels` maps the route to the way of getting label probabilities that works, `likelihood` is
-    the way of scoring a given text, `thinking` what keeps a reasoning model from thinking,
-    `structured` what makes it write JSON of a schema: names in `llmrank.backends.dialects`.
+    the way of scoring a given text, `thinking` what keeps a reasoning model from thinking: names in
+    `llmrank.backends.dialects`.
     `context` is how many tokens a prompt and its reply may have together, and `tokenizes` whether
     the server's tokenizer can be asked.
     """
@@ -61,7 +61,6 @@ class Learnt:
     labels: Mapping[str, str] = field(default_factory=dict)
     likelihood: str = ""
     thinking: str = ""
-    structured: str = ""
     context: int | None = None
     tokenizes: bool = False
 
@@ -143,15 +142,6 @@ class OpenAIBackend:
         """Close the connections."""
         await self.wire.close()
 
-    def count(self, text: str) -> int:
-        """Tokens of a text, as `counting` says."""
-        return self._counter.count(text)
-
-    @property
-    def counting(self) -> str:
-        """How tokens are counted, in words."""
-        return self._counter.counting
-
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """How the model reads text: the most exact that is known of, the server's own included."""
@@ -160,7 +150,8 @@ class OpenAIBackend:
         return tokens.choose(self.model, folder=self._folder, served=url, key=key, context=context)
 
     @cached_property
-    def _counter(self) -> Tokenizer:
+    def counter(self) -> Tokenizer:
+        """The same as far as no server has to be asked."""
         return tokens.choose(self.model, folder=self._folder)
 
     async def send(self, path: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Oracle:
     wants: frozenset[Want] = frozenset({"text", "labels", "likelihood", "attention"})
     batch = 1
     tokenizer: Tokenizer = Estimate()
-    counting = Estimate.counting
+    counter: Tokenizer = tokenizer
 
     def __init__(
         self,
@@ -65,13 +65,9 @@ class Oracle:
     async def close(self) -> None:
         """Nothing to let go of."""
 
-    def count(self, text: str) -> int:
-        """Tokens of a text, estimated."""
-        return self.tokenizer.count(text)
-
     def _one(self, request: Request) -> Reply:
         ask = request.ask
-        usage = Usage(expected_usage(request, self.count).prompt_tokens)
+        usage = Usage(expected_usage(request, self.counter.count).prompt_tokens)
         if isinstance(ask, Order | Pick | Attend):
             return self._among(request, ask, usage)
         if isinstance(ask, Grade):
@@ -104,7 +100,7 @@ class Oracle:
             chain = ", ".join(chr(ord("A") + i) for i in best[: ask.n])
         else:
             chain = " > ".join(f"[{i + 1}]" for i in best)
-        usage = replace(usage, completion_tokens=self.count(chain))
+        usage = replace(usage, completion_tokens=self.counter.count(chain))
         return Reply(text=chain, usage=usage, model="oracle")
 
     def _utility(self, request: Request, query: Query, doc: Document, depth: float) -> float:

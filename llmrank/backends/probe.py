@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmrank.backends._trials import Capability, Trials
-from llmrank.backends.dialects import DIALECTS, LIKELIHOOD, STRUCTURED, THINKING_OFF, UNKNOWN
+from llmrank.backends.dialects import DIALECTS, LIKELIHOOD, THINKING_OFF, UNKNOWN
 from llmrank.backends.openai import Learnt, OpenAIBackend
 from llmrank.errors import BackendError
 
@@ -108,7 +108,6 @@ def _check(learnt: Learnt) -> None:
     for name, table in (
         (learnt.likelihood, LIKELIHOOD),
         (learnt.thinking, THINKING_OFF),
-        (learnt.structured, STRUCTURED),
     ):
         if name and name not in table:
             raise KeyError(name)
@@ -140,6 +139,8 @@ async def probe(backend: OpenAIBackend, *, wait: float = 0.5) -> Probe:
     route = backend.dialect.tokenizer
     # `tokens.Served` speaks to these.
     served = route is not None and route.field in ("prompt", "content")
+    tokenizes = bool(can["tokenizer"]) and served
+    backend.adopt(replace(backend.learnt, context=trials.context, tokenizes=tokenizes))
     return Probe(
         url=backend.url,
         model=backend.model,
@@ -151,9 +152,7 @@ async def probe(backend: OpenAIBackend, *, wait: float = 0.5) -> Probe:
         can=can,
         sample=trials.sample,
         settled=not trials.blocked,
-        learnt=replace(
-            backend.learnt, context=trials.context, tokenizes=bool(can["tokenizer"]) and served
-        ),
+        learnt=backend.learnt,
     )
 
 
@@ -168,12 +167,8 @@ def recall(backend: OpenAIBackend, folders: Sequence[Path]) -> bool:
     return False
 
 
-async def settle(backend: OpenAIBackend, folder: Path | None) -> Probe:
-    """Make a backend use what its server can do: as kept in the folder, else probed and kept."""
-    found = None if folder is None else Probe.load(folder, backend.url, backend.model)
-    if found is None:
-        found = await probe(backend)
-        if folder is not None and found.settled:
-            found.save(folder)
-    backend.adopt(found.learnt)
-    return found
+async def keep(backend: OpenAIBackend, folder: Path) -> None:
+    """Probe a backend's server and keep what was found in a folder, if no trouble left it open."""
+    found = await probe(backend)
+    if found.settled:
+        found.save(folder)

@@ -87,19 +87,15 @@ class ScoreBackend:
         """Close the connections."""
         await self._wire.close()
 
-    def count(self, text: str) -> int:
-        """Tokens of a text, as `counting` says."""
-        return self.tokenizer.count(text)
-
-    @property
-    def counting(self) -> str:
-        """How tokens are counted, in words."""
-        return self.tokenizer.counting
-
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """How the model reads text, as near as is known."""
         return tokens.choose(self.model)
+
+    @property
+    def counter(self) -> Tokenizer:
+        """The same: no server is asked for it."""
+        return self.tokenizer
 
     async def _one(self, request: Request) -> Reply:
         if request.want != "pair" or tuple(request.labels) != LABELS:

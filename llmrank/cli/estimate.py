@@ -43,7 +43,7 @@ def estimate(
         # A journal of its own, so that looking leaves the run's folder as it is.
         also = [folder / JOURNAL, *beside(folder)]
         with closing(Journal(Path(scratch) / JOURNAL, also)) as journal:
-            found = api.estimate(settings, chosen, inputs, journal)
+            found = api.estimate(settings, chosen, inputs, journal, model=model)
     if as_json:
         screen.show({"method": str(chosen), "model": model.identity, **asdict(found)})
         return

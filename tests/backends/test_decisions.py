@@ -412,5 +412,5 @@ def test_it_is_named_as_a_model(server: Server) -> None:
     named = connect(f"decisions:{MODEL},calls=3", base_url=server.url)
     assert isinstance(named, DecisionsBackend)
     assert named.wants == {"pair"}
-    assert named.count("a b") > 0
-    assert named.counting
+    assert named.counter.count("a b") > 0
+    assert named.counter.counting

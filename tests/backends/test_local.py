@@ -52,14 +52,14 @@ def test_a_likelihood_is_the_same_alone_and_in_a_batch(model: LocalBackend) -> N
     together = [reply.logprob for reply in _replies(model, asks)]
     alone = [_replies(model, [ask])[0].logprob for ask in asks]
     assert together == pytest.approx(alone, abs=1e-3)
-    tokens = model.count(" " + QUERY.text)
+    tokens = model.counter.count(" " + QUERY.text)
     assert {reply.tokens for reply in _replies(model, asks)} == {tokens}
 
 
 def test_a_likelihood_is_the_sum_of_next_token_probabilities(model: LocalBackend) -> None:
     """The probability of a one-token target equals that of the same token as a label."""
     request = PROMPTS.render(Likelihood(Query("q", "bread"), DOCUMENTS[1]))
-    assert model.count(request.target) == 1
+    assert model.counter.count(request.target) == 1
     labelled = PROMPTS.render(Grade(QUERY, DOCUMENTS[1]))
     as_label = type(request)(
         ask=labelled.ask, want="labels", prompt=request.prompt, labels={"x": (request.target,)}

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmrank.api import Session, Settings
 from llmrank.backends._answers import scored
 from llmrank.backends.dialects import CHAT, COMPLETIONS, EMBEDDINGS
 from llmrank.backends.openai import OpenAIBackend
@@ -157,7 +158,9 @@ def test_identity_and_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with pytest.raises(BackendError, match="OPENAI_API_KEY"):
-        OpenAIBackend("m")
+        asyncio.run(OpenAIBackend("m").answer([CHAT_TEXT]))
+    with pytest.raises(BackendError, match="OPENAI_API_KEY"):
+        Session(Settings("openai:m"))
     with pytest.raises(InputError, match="http://"):
         OpenAIBackend("m", base_url="localhost:8000/v1")
     backend = OpenAIBackend("m", base_url="http://user:word@host:8000/v1/", api_key=KEY)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrank.backends.oracle import Oracle, grade_of
+from llmrank.backends.tokens import Estimate
 from llmrank.errors import InputError
 from llmrank.plan import Answer, Ask, Embed, Grade, Likelihood, LogProb, Order, Write
 from llmrank.prompts import PromptSet
@@ -144,9 +145,12 @@ def test_impossible_settings_are_refused(bad: dict[str, float]) -> None:
 
 
 def test_tokens_are_counted_as_the_judge_counts_texts() -> None:
-    class Worded(Oracle):
+    class Words(Estimate):
         def count(self, text: str) -> int:
             return len(text.split())
+
+    class Worded(Oracle):
+        counter = Words()
 
     request = PROMPTS.render(Order(QUERY, _docs(3)))
     (reply,) = asyncio.run(Worded({}).answer([request]))

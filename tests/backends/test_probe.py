@@ -21,7 +21,7 @@ from llmrank.backends.dialects import (
     by_url,
 )
 from llmrank.backends.openai import Learnt, OpenAIBackend
-from llmrank.backends.probe import FILE, Probe, probe, settle
+from llmrank.backends.probe import FILE, Probe, keep, probe, recall
 from llmrank.errors import BackendError
 from llmrank.plan import Write
 from llmrank.request import Message, Params, Reply, Request
@@ -220,7 +220,7 @@ def test_a_model_that_may_think_is_not_kept_from_it(server: Server) -> None:
     async def work() -> tuple[str, str, str]:
         quiet, free = (OpenAIBackend(MODEL, base_url=url, thinking=t) for t in (False, True))
         before = quiet.identity
-        found = await settle(quiet, None)
+        found = await probe(quiet)
         free.adopt(found.learnt)
         (reply,) = await free.answer([LISTED])
         await quiet.close()
@@ -311,7 +311,8 @@ def settled(url: str, folder: Path, model: str = MODEL) -> Learnt:
     async def work() -> Learnt:
         backend = OpenAIBackend(model, base_url=url)
         try:
-            await settle(backend, folder)
+            if not recall(backend, [folder]):
+                await keep(backend, folder)
             return backend.learnt
         finally:
             await backend.close()

@@ -99,7 +99,7 @@ def test_labels_are_what_the_decoder_says_first(folder: Path, model: Model) -> N
         # " true" is the same token and is not counted twice; "True" is another and not counted.
         expected = {word: first[VOCABULARY[word]] for word in ("true", "false")}
         assert reply.label_logprobs == pytest.approx(expected, abs=1e-5)
-        assert reply.usage.prompt_tokens == model.count(prompt) + 1
+        assert reply.usage.prompt_tokens == model.counter.count(prompt) + 1
 
 
 def test_monot5_is_the_softmax_of_the_logits_of_true_and_false(
@@ -238,7 +238,7 @@ def test_what_cannot_be_used_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="name the encoder-decoder model"):
         connect("seq2seq:")
     with pytest.raises(BackendError, match="cannot load the seq2seq model"):
-        connect(f"seq2seq:{tmp_path}").count("bread")
+        connect(f"seq2seq:{tmp_path}").counter.count("bread")
     with pytest.raises(BackendError, match="no model at"):
         connect(f"seq2seq:{tmp_path / 'nowhere'}")
 

@@ -117,7 +117,7 @@ def test_a_likelihood_does_not_depend_on_what_is_in_the_cache(model: VllmBackend
 
 
 def test_a_prompt_that_does_not_fit_fails_alone(model: VllmBackend) -> None:
-    tokens = model.count("word " * 600)
+    tokens = model.counter.count("word " * 600)
     long = replace(_grades()[0], messages=(), prompt="word " * 600)
     scored = replace(_likelihoods()[0], prompt="word " * 600)
     graded, likely, written, fine, empty = _replies(
@@ -141,10 +141,10 @@ def test_a_prompt_that_does_not_fit_fails_alone(model: VllmBackend) -> None:
 @pytest.mark.parametrize("want", ["labels", "likelihood", "text"])
 def test_the_longest_prompt_that_fits_is_answered(model: VllmBackend, want: str) -> None:
     base = {"labels": _grades()[0], "likelihood": _likelihoods()[0], "text": _write("x")}[want]
-    target = model.count(base.target) if base.target else 0
+    target = model.counter.count(base.target) if base.target else 0
     for length, fits in ((CONTEXT - target - 1, True), (CONTEXT - target, False)):
         prompt = ("word" + " word" * (length - 1)) if length else ""
-        assert model.count(prompt) == length
+        assert model.counter.count(prompt) == length
         (reply,) = _replies(model, [replace(base, messages=(), prompt=prompt)])
         assert bool(reply.error) is not fits, reply.error
 

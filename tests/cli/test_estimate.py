@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from llmrank import Reranker
+from llmrank.errors import BackendError
 from tests.cli.conftest import Command
 from tests.judge import asked
 from tests.servers import Server
@@ -105,3 +107,16 @@ def test_it_fails_as_the_run_would(llmrank: Command, served: Data) -> None:
     latin = llmrank("estimate", *served, "--method", "jointrank(k=3, design=latin)")
     assert (latin.code, latin.out) == (3, "")
     assert "a latin square of 20 items" in latin.err
+
+
+def test_an_estimate_needs_no_key_and_a_run_does(
+    llmrank: Command, bm25: Path, collection: Path, tmp_path: Path
+) -> None:
+    flags = ["--run", bm25, "--corpus", collection, "--queries", collection, "--limit", 1]
+    flags += ["--model", "openai:gpt-4.1-mini"]
+    assert json.loads(llmrank("estimate", *flags, "--json").out)["calls"] > 0
+    done = llmrank("rerank", *flags, "--out", tmp_path / "run")
+    assert done.code == 4
+    assert "OPENAI_API_KEY" in done.err
+    with pytest.raises(BackendError, match="OPENAI_API_KEY"):
+        Reranker("openai:gpt-4.1-mini")

@@ -6,11 +6,10 @@ import asyncio
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from llmrank.backends.wrappers.base import side_by_side
 from llmrank.errors import InputError
-from llmrank.request import Backend, Reply, Request, Tokenizer, Want
+from llmrank.request import Backend, Model, Reply, Request, Tokenizer, Want
 
 
 class _Member:
@@ -125,30 +124,10 @@ class Pool:
         return f"all {len(self._members)} servers fail: {each}"
 
 
-class Counting(Backend, Protocol):
-    """A backend that knows how its model reads text."""
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """How the model reads text."""
-        ...
-
-    @property
-    def counting(self) -> str:
-        """How tokens are counted, in words."""
-        ...
-
-    def count(self, text: str) -> int:
-        """Tokens of a text."""
-        ...
-
-
 class ModelPool(Pool):
-    """A pool of models; tokens are counted as the first one does."""
+    """A pool of models; text is read as the first one does."""
 
-    def __init__(
-        self, members: Sequence[Counting], *, patience: int = 3, rest: float = 30.0
-    ) -> None:
+    def __init__(self, members: Sequence[Model], *, patience: int = 3, rest: float = 30.0) -> None:
         super().__init__(members, patience=patience, rest=rest)
         self._first = members[0]
 
@@ -158,13 +137,9 @@ class ModelPool(Pool):
         return self._first.tokenizer
 
     @property
-    def counting(self) -> str:
-        """How tokens are counted, in words."""
-        return self._first.counting
-
-    def count(self, text: str) -> int:
-        """Tokens of a text."""
-        return self._first.count(text)
+    def counter(self) -> Tokenizer:
+        """The same as far as no server has to be asked."""
+        return self._first.counter
 
 
 def _name(identity: str) -> str:
