@@ -22,9 +22,12 @@ import pytest
 from llmrank import Reranker, trec
 from llmrank.api import Session, Settings
 from llmrank.api.probing import probe
+from llmrank.backends import connect
 from llmrank.backends.local import LocalBackend, converted_default
 from llmrank.engine import run_sync
 from llmrank.plan import Grade, Likelihood, Plan, ask_all
+from llmrank.prompts import PromptSet
+from llmrank.request import Reply
 from llmrank.store import JOURNAL, Journal
 from llmrank.types import Document, Query, Status
 
@@ -135,6 +138,26 @@ def test_scores_equal_those_of_the_model_in_process(server: str, collection: Pat
     assert there[1] == pytest.approx(here[1], abs=0.05)
     # The server reports its twenty likeliest tokens, the model here every label.
     assert all(a <= b + 0.05 for a, b in zip(there[2], here[2], strict=True))
+
+
+def test_a_server_named_as_vllm_gives_every_label_exactly(server: str, collection: Path) -> None:
+    """By token ids: the labels are those of the model in process, none lost below the likeliest."""
+    prompts = PromptSet()
+    requests = [prompts.render(Grade(q, d)) for q, d in _pairs(collection, 10)]
+
+    async def asked() -> list[Reply]:
+        backend = connect(f"vllm:{NAME}", base_url=server)
+        try:
+            return await backend.answer(requests)
+        finally:
+            await backend.close()
+
+    here = run_sync(LocalBackend(dtype="float32").answer(requests))
+    for there, known in zip(run_sync(asked()), here, strict=True):
+        assert not there.error
+        assert there.label_logprobs.keys() == known.label_logprobs.keys()
+        for form, value in known.label_logprobs.items():
+            assert there.label_logprobs[form] == pytest.approx(value, abs=0.5)
 
 
 def test_likelihood_ranks_and_text_comes_with_an_outcome(server: str) -> None:

@@ -226,7 +226,7 @@ class Pretrained(_Offsets):
             raise MissingExtra("a model's tokenizer", "local") from error
         try:
             return getattr(transformers, kind).from_pretrained(self._source)
-        except (OSError, ValueError) as error:
+        except (KeyError, OSError, ValueError) as error:
             raise BackendError(f"no tokenizer in {self._source!r}: {error}") from error
 
 

@@ -301,23 +301,27 @@ def test_what_cannot_be_used_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="dtype"):
         connect("cross:x,dtype=int3")
     with pytest.raises(BackendError, match="cannot load the cross model"):
-        connect(f"cross:{tmp_path}").counter.count("bread")
+        _replies(connect(f"cross:{tmp_path}"), _grades(DOCUMENTS))
     with pytest.raises(BackendError, match="3 classes"):
-        connect(f"cross:{_save(tmp_path / 'three', classes=3)}").counter.count("bread")
+        _replies(connect(f"cross:{_save(tmp_path / 'three', classes=3)}"), _grades(DOCUMENTS))
     for name, content in (("model.safetensors", b"no weights"), ("tokenizer.json", b"{}")):
         broken = _save(tmp_path / name)
         (broken / name).write_bytes(content)
         with pytest.raises(BackendError, match="cannot load the cross model"):
-            connect(f"cross:{broken}").counter.count("bread")
+            _replies(connect(f"cross:{broken}"), _grades(DOCUMENTS))
+    with pytest.raises(BackendError, match="no tokenizer in"):
+        connect(f"cross:{tmp_path / 'tokenizer.json'}").counter.count("bread")
     for device in ("cuda:99", "abacus"):
         with pytest.raises(BackendError, match="cannot load the cross model"):
-            connect(f"cross:{_save(tmp_path / 'fine')},device={device}").counter.count("bread")
+            _replies(
+                connect(f"cross:{_save(tmp_path / 'fine')},device={device}"), _grades(DOCUMENTS)
+            )
     from transformers import BertModel
 
     headless = _save(tmp_path / "headless")
     BertModel.from_pretrained(headless).save_pretrained(headless)
     with pytest.raises(BackendError, match=r"no trained classifier.*classifier\.weight"):
-        connect(f"cross:{headless}").counter.count("bread")
+        _replies(connect(f"cross:{headless}"), _grades(DOCUMENTS))
 
 
 def test_a_model_is_known_by_its_weights(tmp_path: Path) -> None:

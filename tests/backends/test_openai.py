@@ -561,7 +561,7 @@ def test_what_cannot_succeed_is_asked_once(server: Server, refusal: Behaviour) -
 
 
 def test_patience_ends(server: Server) -> None:
-    server.script(CHAT, refuses(503, "down"))
+    server.script(CHAT, refuses(500, "down"))
     with pytest.raises(BackendError, match=r"2 requests in a row.*down"):
         wrapped(server, [CHAT_TEXT] * 2, attempts=3, patience=2)
     assert len(server.received) == 6

@@ -238,7 +238,7 @@ def test_what_cannot_be_used_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="name the encoder-decoder model"):
         connect("seq2seq:")
     with pytest.raises(BackendError, match="cannot load the seq2seq model"):
-        connect(f"seq2seq:{tmp_path}").counter.count("bread")
+        run_sync(connect(f"seq2seq:{tmp_path}").answer([_write("moon", max_tokens=1)]))
     with pytest.raises(BackendError, match="no model at"):
         connect(f"seq2seq:{tmp_path / 'nowhere'}")
 
