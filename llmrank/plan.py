@@ -176,7 +176,7 @@ class Answer(Generic[T]):
 Plan = Generator[Sequence[Any], Sequence[Any], T]
 """Yields rounds, each a sequence of `Ask`s and `Plan`s; returns T."""
 
-NOBODY_TO_BLAME = frozenset({Status.FAILED, Status.UNASKED})
+NOT_ASKED_AGAIN = frozenset({Status.FAILED, Status.UNASKED, Status.THINKING})
 
 
 def ask(item: Ask[T]) -> Plan[Answer[T]]:
@@ -247,7 +247,8 @@ def persistent(plan: Plan[T], attempts: int = 2) -> Plan[T]:
     """The same plan, asking up to `attempts` times where words have nothing usable in them.
 
     Each further ask tells the model what was wrong. Failures of transport are not asked again
-    here: the retry layer has done so already.
+    here: the retry layer has done so already. Nor is a model that did not come to an end of its
+    thinking: it would think as long again.
     """
     return reworked(plan, lambda item: _insist(item, attempts) if in_words(item) else item)
 
@@ -260,7 +261,7 @@ def staged(plan: Plan[T], stage: str) -> Plan[T]:
 def _insist(item: Ask[T], attempts: int) -> Plan[Answer[T]]:
     answer = yield from ask(item)
     for attempt in range(1, attempts):
-        if answer.value is not None or answer.status in NOBODY_TO_BLAME:
+        if answer.value is not None or answer.status in NOT_ASKED_AGAIN:
             break
         answer = yield from ask(
             replace(item, sample=item.sample + 1000 * attempt, problem=answer.problem)

@@ -36,13 +36,23 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Params:
-    """Sampling parameters exactly as they are sent."""
+    """Sampling parameters.
+
+    `thinking` of the `max_tokens` are for what a reasoning model thinks before it answers; with 0
+    it is kept from that where it is known how.
+    """
 
     max_tokens: int = 1
     temperature: float = 0.0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    thinking: int = 0
+
+    @property
+    def sent_stops(self) -> tuple[str, ...]:
+        """The stop sequences for the model: none where they could end a thought."""
+        return () if self.thinking else self.stop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +101,7 @@ class Request:
             ],
             self.sample,
         ]
-        content += [extra for extra in (self.spans, self.subject) if extra]
+        content += [extra for extra in (self.spans, self.subject, self.params.thinking) if extra]
         text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

@@ -19,6 +19,7 @@ class Status(StrEnum):
     REPAIRED = "repaired"  # complete after dropping repeated or unknown identifiers
     PARTIAL = "partial"  # something was missing, the rest is usable
     TRUNCATED = "truncated"  # the token limit cut the reply
+    THINKING = "thinking"  # the token limit was reached before the model had done thinking
     MALFORMED = "malformed"  # a reply, but without what was asked for
     REFUSED = "refused"  # the model or a content filter declined
     FAILED = "failed"  # no reply: transport, server or context error

@@ -46,7 +46,8 @@ class Settings:
     `model` and `encoder` are names such as `openai:gpt-4.1-mini`; None is the server at `base_url`
     if there is one, else the small local model. `prompts` puts templates in the place of the
     default ones: a kind of ask or write task, and the name or path of a template. Of a longer
-    passage `passage_words` or `passage_tokens` are shown, those that `truncation` says. `in_flight`
+    passage `passage_words` or `passage_tokens` are shown, those that `truncation` says. A reasoning
+    model may think for `thinking` tokens before it answers in text. `in_flight`
     requests at most are under way at a server, `rpm` and `tpm` limit requests and tokens in any
     minute, and `hedge` asks a second time where an answer takes far longer than usual. With
     `probe` a session with a journal first finds out what its server can do, if nothing beside the
@@ -62,6 +63,7 @@ class Settings:
     passage_tokens: int | None = None
     truncation: Truncation | None = None
     in_flight: int = 32
+    thinking: int = 0
     rpm: int | None = None
     tpm: int | None = None
     hedge: bool = False
@@ -69,6 +71,8 @@ class Settings:
     caps: Caps = field(default_factory=Caps)
 
     def __post_init__(self) -> None:
+        if self.thinking < 0:
+            raise InputError(f"thinking must be at least 0 tokens, not {self.thinking}")
         if self.in_flight < 1:
             raise InputError(f"in_flight must be at least 1, not {self.in_flight}")
         if self.hedge and (self.rpm or self.tpm):
@@ -129,6 +133,7 @@ def _prompts(settings: Settings) -> PromptSet:
         settings.passage_words,
         passage_tokens=settings.passage_tokens,
         truncation=settings.truncation,
+        thinking=settings.thinking,
     )
 
 

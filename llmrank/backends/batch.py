@@ -49,7 +49,6 @@ class BatchBackend(OpenAIBackend):
         api_key: str | None = None,
         timeout: float = 600.0,
         dialect: str = "",
-        thinking: bool = False,
         tokenizer: str = "",
         context: int = 0,
         poll: float = 60.0,
@@ -65,7 +64,6 @@ class BatchBackend(OpenAIBackend):
             api_key=api_key,
             timeout=timeout,
             dialect=dialect,
-            thinking=thinking,
             tokenizer=tokenizer,
             context=context,
         )

@@ -21,7 +21,7 @@ import llmrank.backends.attention as attention
 from llmrank.backends._batching import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, Row, batches
 from llmrank.backends._sampling import GumbelSampling
 from llmrank.backends.files import fingerprint
-from llmrank.backends.tokens import Pretrained
+from llmrank.backends.tokens import Pretrained, chat_text
 from llmrank.errors import BackendError, CapabilityError, MissingExtra, SpecError
 from llmrank.request import Message, Reply, Request, Tokenizer, Want
 from llmrank.types import Usage
@@ -252,6 +252,11 @@ class Tokens(NamedTuple):
         return self.request.params.max_tokens if self.request.want == "text" else 0
 
     @property
+    def stops(self) -> tuple[str, ...]:
+        """Pieces of text that end what is generated."""
+        return self.request.params.sent_stops
+
+    @property
     def width(self) -> int:
         """Positions that the request needs, what it may generate included."""
         return len(self.prompt) + len(self.target) + self.generated
@@ -311,19 +316,17 @@ class LocalBackend(InProcess[Tokens]):
         target = self._ids(request.target) if request.target else []
         if not request.messages:
             return Tokens(request, list(self._tokenizer(request.prompt)["input_ids"]), target)
-        return Tokens(request, self._chat(request.messages), target)
+        return Tokens(request, self._chat(request.messages, request.params.thinking), target)
 
-    def _chat(self, messages: Sequence[Message]) -> list[int]:
-        return self._ids(self._chat_text(messages))
+    def _chat(self, messages: Sequence[Message], thinking: int = 0) -> list[int]:
+        return self._ids(self._chat_text(messages, thinking))
 
-    def _chat_text(self, messages: Sequence[Message]) -> str:
+    def _chat_text(self, messages: Sequence[Message], thinking: int = 0) -> str:
         """A chat as the model reads it, up to where the reply begins."""
         if not self._tokenizer.chat_template:
             raise CapabilityError(f"{self.name} has no chat template; use a plain-text prompt")
         turns = [{"role": turn.role, "content": turn.content} for turn in messages]
-        return str(
-            self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        )
+        return chat_text(self._tokenizer, turns, thinks=thinking > 0)
 
     def _refused(self, row: Tokens) -> str:
         if not row.prompt:
@@ -453,8 +456,7 @@ class LocalBackend(InProcess[Tokens]):
                 top_k=None,
                 pad_token_id=self._tokenizer.pad_token_id,
                 logits_processor=[sampling],
-                stop_strings=sorted({stop for row in rows for stop in row.request.params.stop})
-                or None,
+                stop_strings=sorted({mark for row in rows for mark in row.stops}) or None,
                 tokenizer=self._tokenizer,
             )
         new = out[:, self._begins(ids) :].tolist()
@@ -475,7 +477,7 @@ class LocalBackend(InProcess[Tokens]):
         tokens = tokens[: params.max_tokens]
         end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
         text = self._tokenizer.decode(tokens[:end], skip_special_tokens=True)
-        cuts = [at for at in (text.find(mark) for mark in params.stop) if at >= 0]
+        cuts = [at for at in (text.find(mark) for mark in row.stops) if at >= 0]
         finish = "length" if end is None and not cuts else "stop"
         written = len(tokens) if end is None else end + 1
         usage = Usage(prompt_tokens=len(row.prompt), completion_tokens=written)

@@ -70,9 +70,9 @@ class OpenAIBackend:
 
     `base_url`, `api_key` and `timeout` (seconds, for a whole request) are those of `Wire`.
     `dialect` names the kind of server where its address does not tell and nobody probes it.
-    `thinking` lets a reasoning model think before it answers; otherwise it is kept from it where a
-    probe found out how. `tokenizer` is a folder or hub id with the model's tokenizer, and `context`
-    the tokens that a prompt and its reply may have together, where the server tells neither.
+    `tokenizer` is a folder or hub id with the model's tokenizer, and `context` the tokens that a
+    prompt and its reply may have together, where the server tells neither. A reasoning model is
+    kept from thinking where a probe found out how and the request leaves no room for it.
     """
 
     wants: frozenset[Want] = frozenset({"text", "labels", "likelihood", "vectors"})
@@ -86,7 +86,6 @@ class OpenAIBackend:
         api_key: str | None = None,
         timeout: float = 120.0,
         dialect: str = "",
-        thinking: bool = False,
         tokenizer: str = "",
         context: int = 0,
     ) -> None:
@@ -98,7 +97,7 @@ class OpenAIBackend:
         self.url = self.wire.url
         """Where the server is, without credentials."""
         self.learnt = Learnt(dialect=self.wire.dialect)
-        self._thinking, self._folder, self._context = thinking, tokenizer, context or None
+        self._folder, self._context = tokenizer, context or None
         self._ids: dict[str, tuple[int, ...]] = {}
         self._tokenizes = True
         self._tokenizing = asyncio.Lock()
@@ -108,7 +107,7 @@ class OpenAIBackend:
 
     @property
     def identity(self) -> str:
-        """The model and its server, and whether it is kept from thinking."""
+        """The model and its server, and whether it is kept from thinking where it need not."""
         quiet = "#thinking=off" if self._quiet else ""
         return f"openai:{self.model}@{self.url}{quiet}"
 
@@ -119,8 +118,8 @@ class OpenAIBackend:
 
     @property
     def _quiet(self) -> Mapping[str, object]:
-        """What keeps the model from thinking, if that is known and wanted."""
-        return {} if self._thinking else THINKING_OFF.get(self.learnt.thinking, {})
+        """What keeps the model from thinking, if that is known."""
+        return THINKING_OFF.get(self.learnt.thinking, {})
 
     def adopt(self, learnt: Learnt) -> None:
         """Use what a probe found out."""
@@ -221,17 +220,17 @@ class OpenAIBackend:
         body: dict[str, object] = {"model": self.model, "temperature": params.temperature}
         if request.messages:
             body["messages"] = [{"role": m.role, "content": m.content} for m in request.messages]
-            body |= self._quiet
+            body |= {} if params.thinking else self._quiet
         else:
             body["prompt"] = request.prompt
         body[self.limit if request.messages else "max_tokens"] = max_tokens
         if params.top_p != 1.0:
             body["top_p"] = params.top_p
-        if params.stop:
+        if params.sent_stops:
             most = self.dialect.most_stops
-            if most is not None and len(params.stop) > most:
+            if most is not None and len(params.sent_stops) > most:
                 raise CapabilityError(f"{self.url} takes at most {most} stop sequences")
-            body["stop"] = list(params.stop)
+            body["stop"] = list(params.sent_stops)
         if params.seed is not None:
             body["seed"] = params.seed
         return {name: value for name, value in body.items() if name not in self.learnt.unsent}

@@ -43,9 +43,9 @@ class Seq2SeqBackend(LocalBackend):
         tokenizer = AutoTokenizer.from_pretrained(self._source)
         return tokenizer, AutoModelForSeq2SeqLM.from_pretrained(self._source, dtype=dtype)
 
-    def _chat(self, messages: Sequence[Message]) -> list[int]:
+    def _chat(self, messages: Sequence[Message], thinking: int = 0) -> list[int]:
         if self._tokenizer.chat_template:
-            return super()._chat(messages)
+            return super()._chat(messages, thinking)
         if any(turn.role == "assistant" for turn in messages):
             raise CapabilityError(
                 f"{self.name} has no chat template, and the prompt holds replies of an assistant; "

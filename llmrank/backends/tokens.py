@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from llmrank.errors import BackendError, MissingExtra
-from llmrank.request import Message
+from llmrank.request import Message, Tokenizer
 
 if TYPE_CHECKING:
     import openai
@@ -39,6 +39,12 @@ RECENT = 256
 
 REMEMBERED = 4096
 """Texts whose tokens are kept, so that a server is asked once for each."""
+
+RETRIES = 3
+"""How often a server that is away is asked again, after waits of half a second, one and two."""
+
+AWAY = (408, 429, 502, 503, 504)
+"""HTTP statuses of a server that may answer later."""
 
 _O200K = (
     "fb374d419588a4632f3f557e76b4b70aebbca790",
@@ -192,10 +198,7 @@ class Pretrained(_Offsets):
         if not self._tokenizer.chat_template:
             return super().chat(messages)
         turns = [{"role": turn.role, "content": _sendable(turn.content)} for turn in messages]
-        text = self._tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True
-        )
-        return self.count(text)
+        return self.count(chat_text(self._tokenizer, turns, thinks=False))
 
     @cached_property
     def _source(self) -> str:
@@ -230,6 +233,22 @@ class Pretrained(_Offsets):
             raise BackendError(f"no tokenizer in {self._source!r}: {error}") from error
 
 
+def chat_text(tokenizer: Any, turns: Sequence[Mapping[str, str]], *, thinks: bool) -> str:  # noqa: ANN401 - as above
+    """A chat as a tokenizer's template writes it, up to where the reply begins.
+
+    The templates of reasoning models that can answer at once look for one of these names.
+    """
+    return str(
+        tokenizer.apply_chat_template(
+            turns,
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=thinks,
+            thinking=thinks,
+        )
+    )
+
+
 class _Refused(BackendError):
     """The server answers, but has no such route or not for this."""
 
@@ -238,19 +257,39 @@ class Served:
     """The tokenizer of a running server: vLLM, SGLang or llama.cpp.
 
     `url` is the base URL that the model is asked at. One call for every new text, in the thread
-    that asks; `context` is by default what the server says. Raises `BackendError` where the server
-    does not answer, or has no such route.
+    that asks; `context` is by default what the server says. A server that is away is asked again
+    `RETRIES` times, then the `spares`, tokenizers of other servers of the model; the one that
+    answers is asked first from then on. Raises `BackendError` where none of them answers, or one
+    has no such route.
     """
 
     remote = True
 
-    def __init__(self, url: str, model: str, *, key: str = "", context: int | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        key: str = "",
+        context: int | None = None,
+        spares: Sequence[Served] = (),
+    ) -> None:
         parts = urlsplit(url)
         self._root = url.rstrip("/").removesuffix("/v1")
         self._url, self._model, self._key, self._limit = url, model, key or "EMPTY", context
         self.counting = f"the tokenizer of {parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         self._ids = lru_cache(REMEMBERED)(self._encoded)
         self._chats = True
+        self._servers = (self, *spares)
+
+    def backed_by(self, spares: Sequence[Served]) -> Served:
+        """The same with spares."""
+        return Served(self._url, self._model, key=self._key, context=self._limit, spares=spares)
+
+    @property
+    def unasked(self) -> Tokenizer:
+        """What counts in its place where nothing may be sent."""
+        return choose(self._model, context=self._limit)
 
     @cached_property
     def context(self) -> int | None:
@@ -278,7 +317,7 @@ class Served:
         ids = self._ids(text)
         if tokens >= len(ids):
             return text
-        said = self._decoded(ids[-tokens:]).lstrip("\ufffd")
+        said = self._decoded(ids[len(ids) - tokens :]).lstrip("\ufffd")
         return said if text.endswith(said) else text[len(text) - len(said) :]
 
     def chat(self, messages: Sequence[Message]) -> int:
@@ -296,7 +335,7 @@ class Served:
                 return self.count(
                     str(self._asked("/apply-template", {"messages": turns})["prompt"])
                 )
-            except (BackendError, KeyError):
+            except (_Refused, KeyError):
                 self._chats = False
         return sum(self.count(turn.content) + TURN for turn in messages) + REPLY
 
@@ -318,6 +357,8 @@ class Served:
         return tuple(ids)
 
     def _decoded(self, ids: Sequence[int]) -> str:
+        if not ids:
+            return ""
         answer = self._asked("/detokenize", {"model": self._model, "tokens": list(ids)})
         # As vLLM, llama.cpp and SGLang call it.
         for name in ("prompt", "content", "text"):
@@ -326,12 +367,30 @@ class Served:
         raise BackendError(f"{self.counting} does not say what tokens mean")
 
     def _asked(self, route: str, body: Mapping[str, object]) -> dict[str, Any]:
+        """What the first server that is not away answers."""
+        servers = self._servers
+        for number, server in enumerate(servers, start=1):
+            try:
+                answer = server._posted(route, body)
+            except _Refused:
+                raise
+            except BackendError:
+                if number == len(servers):
+                    raise
+                continue
+            if number > 1:
+                self._servers = (server, *(other for other in servers if other is not server))
+            break
+        return answer
+
+    def _posted(self, route: str, body: Mapping[str, object]) -> dict[str, Any]:
         import openai
 
         try:
             answer = self._client.post(f"{self._root}{route}", cast_to=object, body=body)
         except openai.APIStatusError as error:
-            raise _Refused(f"{self.counting} cannot be asked: {error}") from error
+            kind = BackendError if error.status_code in AWAY else _Refused
+            raise kind(f"{self.counting} cannot be asked: {error}") from error
         except openai.OpenAIError as error:
             raise BackendError(f"{self.counting} cannot be asked: {error}") from error
         if not isinstance(answer, dict):
@@ -342,7 +401,7 @@ class Served:
     def _client(self) -> openai.OpenAI:
         import openai
 
-        return openai.OpenAI(base_url=self._url, api_key=self._key, timeout=10, max_retries=3)
+        return openai.OpenAI(base_url=self._url, api_key=self._key, timeout=10, max_retries=RETRIES)
 
 
 def choose(

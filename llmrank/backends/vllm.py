@@ -196,7 +196,7 @@ class VllmBackend(LocalBackend):
                     "max_tokens": params.max_tokens,
                     "temperature": params.temperature,
                     "top_p": params.top_p,
-                    "stop": list(params.stop),
+                    "stop": list(params.sent_stops),
                     "seed": params.seed,
                 }
             )

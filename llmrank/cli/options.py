@@ -92,6 +92,15 @@ Truncation = Annotated[
         help="Which part of a longer passage is shown: head, tail or middle (both ends).",
     ),
 ]
+Thinking = Annotated[
+    int,
+    _option(
+        "--thinking",
+        panel=MODEL,
+        least=0,
+        help="Tokens that a reasoning model may think for before it answers in text.",
+    ),
+]
 InFlight = Annotated[
     int, _option("--in-flight", panel=MODEL, least=1, help="Requests under way at once (servers).")
 ]
@@ -178,6 +187,7 @@ _SHARED: Mapping[str, tuple[object, object]] = {
     "passage_words": (PassageWords, None),
     "passage_tokens": (PassageTokens, None),
     "truncation": (Truncation, None),
+    "thinking": (Thinking, 0),
     "in_flight": (InFlight, 32),
     "prices": (Prices, ""),
 }

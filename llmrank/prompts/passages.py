@@ -81,7 +81,9 @@ class Limits:
 def shorten(text: str, limits: Limits, tokenizer: Tokenizer | None) -> tuple[str, bool]:
     """A cleaned text within the limits, and whether anything was left out.
 
-    Counted alone, the text has at most as many tokens as its limit says. Raises `SpecError` for a
+    The mark for a middle that was left out counts as a word, and with its own tokens; where there
+    is no room for it and both ends, the head is kept. Counted alone, the text has at most as many
+    tokens as its limit says. Raises `SpecError` for a
     limit in tokens without a tokenizer.
     """
     shown = text
@@ -101,10 +103,10 @@ def _to_words(text: str, words: int, truncation: Truncation) -> str:
         return text
     if truncation == "tail":
         return " ".join(parts[-words:])
-    if truncation == "head" or words < 2:
+    if truncation == "head" or words < LEAST_BOTH:
         return " ".join(parts[:words])
-    last = words // 2
-    return " ".join(parts[: words - last]) + GAP + " ".join(parts[-last:])
+    last = (words - 1) // 2
+    return " ".join(parts[: words - 1 - last]) + GAP + " ".join(parts[-last:])
 
 
 def _to_tokens(text: str, tokens: int, truncation: Truncation, tokenizer: Tokenizer) -> str:

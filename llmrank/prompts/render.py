@@ -85,7 +85,8 @@ class PromptSet:
     for a judge that goes by the ids of query and documents: requests with equal texts then differ.
     `pairs` is for a model that grades a query and a passage as they are: of a template only its
     limits on a passage hold. `tokenizer` is how the model reads text: with it a prompt too long
-    for the model is made to fit, or refused.
+    for the model is made to fit, or refused. `thinking` are tokens that a chat asked for text gets
+    beyond those of the reply.
     """
 
     overrides: Mapping[str, str | Path] = field(default_factory=dict)
@@ -95,6 +96,7 @@ class PromptSet:
     passage_tokens: int | None = None
     truncation: Truncation | None = None
     tokenizer: Tokenizer | None = None
+    thinking: int = 0
     _loaded: dict[tuple[str, str | Path], Template] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -211,15 +213,16 @@ class PromptSet:
                 cut=cut,
             )
         texts, target, spans = _filled(item, template, values)
-        sampling = template.params
+        sampling, want = template.params, want_of(need(item))
+        thinking = self.thinking if want == "text" and template.messages else 0
         params = Params(
-            max_tokens=sampling.max_tokens + sampling.max_tokens_per_document * shown,
+            max_tokens=sampling.max_tokens + sampling.max_tokens_per_document * shown + thinking,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             stop=sampling.stop,
             seed=_seed(item.sample, texts) if sampling.temperature else None,
+            thinking=thinking,
         )
-        want = want_of(need(item))
         if item.problem and want == "text" and template.messages:
             last = max(i for i, turn in enumerate(template.messages) if turn.role == "user")
             texts[last] += "\n\n" + AGAIN.format(problem=clean(item.problem))

@@ -33,6 +33,11 @@ LOW_MASS = 1e-3
 ROUNDING = 1e-2
 """A log-probability may lie this far above 0 and still be one, rounded in half precision."""
 
+STILL_THINKING = (
+    "the token limit was reached while the model was thinking: give it room (--thinking 4096), or "
+    "let a probe find out how to keep it from that (--probe)"
+)
+
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
 _STRAY_END = re.compile(r"\A.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 _SORRY = r"(?:(?:i(?:['’]?m| am) )?(?:(?:very|so) )?sorry|i apologi[sz]e|unfortunately)"
@@ -129,7 +134,16 @@ def _failure(reply: Reply) -> Outcome | None:
         return Status.FAILED, None, reply.error
     if reply.finish in ("content_filter", "refusal"):
         return Status.REFUSED, None, f"declined ({reply.finish})"
+    if reply.finish == "length" and _still_thinking(reply):
+        return Status.THINKING, None, STILL_THINKING
     return None
+
+
+def _still_thinking(reply: Reply) -> bool:
+    """Whether all that a reply holds is a thought; some servers show only how long it was."""
+    if without_thought(reply.text):
+        return False
+    return bool(_THOUGHT.search(reply.text) or reply.reasoning or reply.usage.reasoning_tokens)
 
 
 def _value(request: Request, reply: Reply, keep: str, reader: str) -> Outcome:
@@ -151,7 +165,7 @@ def _value(request: Request, reply: Reply, keep: str, reader: str) -> Outcome:
             return Status.MALFORMED, None, "the reply holds no log-probability of the query"
         return Status.OK, likelihood, ""
     if isinstance(ask, Write):
-        return _written(reply, keep)
+        return _written(reply, keep, request.params.stop)
     if isinstance(ask, Attend):
         return _attention(ask, reply)
     if isinstance(ask, Embed):
@@ -387,9 +401,13 @@ def _grades(request: Request, reply: Reply) -> Outcome:
     return Status.OK, Grades(tuple(part / total for part in mass), min(1.0, total)), ""
 
 
-def _written(reply: Reply, keep: str) -> Outcome:
+def _written(reply: Reply, keep: str, stops: Sequence[str]) -> Outcome:
     text = without_thought(reply.text)
     cut = reply.finish == "length"
+    # A model that thinks is not stopped by them, as they could end its thought.
+    ends = [at for at in map(text.find, stops) if at >= 0]
+    if ends:
+        text, cut = text[: min(ends)].strip(), False
     if keep == "line":
         text, _, rest = text.partition("\n")
         text = _unquoted(text.strip())

@@ -217,20 +217,20 @@ def test_a_model_that_cannot_be_kept_from_thinking(server: Server) -> None:
 def test_a_model_that_may_think_is_not_kept_from_it(server: Server) -> None:
     url = speak(server, SPEAKERS["vllm"])
 
-    async def work() -> tuple[str, str, str]:
-        quiet, free = (OpenAIBackend(MODEL, base_url=url, thinking=t) for t in (False, True))
-        before = quiet.identity
-        found = await probe(quiet)
-        free.adopt(found.learnt)
-        (reply,) = await free.answer([LISTED])
-        await quiet.close()
-        await free.close()
-        assert free.identity == before
-        return before, quiet.identity, reply.reasoning
+    async def work() -> tuple[str, str, list[str]]:
+        backend = OpenAIBackend(MODEL, base_url=url)
+        before = backend.identity
+        await probe(backend)
+        may_think = replace(LISTED, params=replace(LISTED.params, thinking=8))
+        assert may_think.key("m") != LISTED.key("m")
+        replies = await backend.answer([LISTED, may_think])
+        await backend.close()
+        return before, backend.identity, [reply.reasoning for reply in replies]
 
-    before, after, thought = asyncio.run(work())
+    before, after, thoughts = asyncio.run(work())
     assert after == f"{before}#thinking=off"
-    assert thought
+    assert not thoughts[0]
+    assert thoughts[1]
 
 
 def test_a_server_that_chats_and_nothing_else(server: Server) -> None:

@@ -234,6 +234,19 @@ def test_a_chat_template_is_used_where_there_is_one(folder: Path, tmp_path: Path
     assert reply.usage.prompt_tokens == 3
 
 
+def test_a_template_is_told_whether_the_model_may_think(folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{{ 'moon moon' if enable_thinking else 'moon' }}"
+    tokenizer.save_pretrained(tmp_path)
+    AutoModelForSeq2SeqLM.from_pretrained(folder).save_pretrained(tmp_path)
+    at_once = replace(_write("", max_tokens=2), messages=(Message("user", "moon"),))
+    thinking = replace(at_once, params=Params(max_tokens=2, thinking=1))
+    replies = run_sync(connect(f"seq2seq:{tmp_path}").answer([at_once, thinking]))
+    assert [reply.usage.prompt_tokens for reply in replies] == [1, 2]
+
+
 def test_what_cannot_be_used_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="name the encoder-decoder model"):
         connect("seq2seq:")

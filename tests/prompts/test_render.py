@@ -135,6 +135,16 @@ def test_a_listwise_prompt_numbers_its_passages_and_grows_its_token_limit() -> N
     assert twenty.params.max_tokens >= 5 * 20
 
 
+def test_only_a_chat_that_answers_in_text_gets_room_to_think() -> None:
+    plain, roomy = PromptSet(), PromptSet(thinking=100)
+    for item in ASKS.values():
+        less, more = plain.render(item), roomy.render(item)
+        room = 100 if less.want == "text" and less.messages else 0
+        assert (less.params.thinking, more.params.thinking) == (0, room)
+        assert more.params.max_tokens == less.params.max_tokens + room
+        assert (more.key("m") == less.key("m")) is (room == 0)
+
+
 def test_titles_are_shown_and_the_order_of_documents_is_kept() -> None:
     item = Order(QUERY, (Document("b", "text", "Title"), Document("a", "other")))
     text = sent(PromptSet().render(item))

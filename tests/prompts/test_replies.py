@@ -9,6 +9,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -619,7 +620,34 @@ def test_a_filtered_reply_never_has_a_value(item: Ask[Any], finish: str) -> None
 
 def test_reasoning_that_came_apart_is_not_read() -> None:
     answer = parse(ASKS[0], Reply(text="", reasoning="[3] > [1] > [2]", finish="length"))
-    assert (answer.status, answer.value) == (Status.TRUNCATED, None)
+    assert (answer.status, answer.value) == (Status.THINKING, None)
+    assert "--thinking" in answer.problem
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(text="<think>[3] > [1] > [2], or", finish="length"),
+        Reply(reasoning="[3] > [1] > [2], or", finish="length"),
+        Reply(usage=Usage(9, 64, 0, 64), finish="length"),
+    ],
+)
+def test_a_thought_that_never_ends_is_an_outcome_of_its_own(reply: Reply) -> None:
+    assert parse(ASKS[0], reply).status is Status.THINKING
+    said = replace(reply, text="<think>hm</think>[3] > [1]")
+    assert parse(ASKS[0], said).status is Status.TRUNCATED
+    assert parse(ASKS[0], replace(reply, finish="stop")).status is Status.MALFORMED
+
+
+def test_where_a_text_ends_is_looked_for_behind_the_thought() -> None:
+    prompts = PromptSet(thinking=50)
+    request = prompts.render(Write("query2doc", (("query", "a"),)))
+    assert request.params.stop
+    assert not request.params.sent_stops
+    stop = request.params.stop[0]
+    reply = Reply(text=f"<think>one{stop}two</think>Tides rise.{stop}More", finish="length")
+    answer = prompts.parse(request, reply)
+    assert (answer.status, answer.value) == (Status.OK, Written("Tides rise.", None))
 
 
 def test_the_evidence_is_kept_with_the_answer() -> None:
@@ -649,7 +677,7 @@ def test_a_written_text_is_kept_whole_but_for_the_thinking() -> None:
     )
     assert written('"Quoted," it said, "twice"') == (Status.OK, '"Quoted," it said, "twice"')
     assert written("Tides ri", finish="length") == (Status.TRUNCATED, "Tides ri")
-    assert written("<think>so far", finish="length") == (Status.TRUNCATED, "")
+    assert written("<think>so far", finish="length") == (Status.THINKING, "")
     assert written("<think>so far") == (Status.MALFORMED, "")
     assert written("  \n ") == (Status.MALFORMED, "")
 
