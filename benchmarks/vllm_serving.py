@@ -1,5 +1,5 @@
-"""What vLLM on this machine's CPU gives llmrank, with the small default model: a server filled to
-1, 8 and 32 requests in flight, its prefix cache, and the ways to a query likelihood.
+"""What vLLM on this machine's CPU gives llmrank, with the small default model: the ways to label
+probabilities and to a query likelihood, and its prefix cache.
 
 Run: python benchmarks/vllm_serving.py --data FOLDER [--prompts 48] [--rounds 2]
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import math
 import os
 import re
@@ -24,23 +23,25 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import llmrank.trec as trec
+from llmrank.backends.dialects import CHAT
 from llmrank.backends.openai import OpenAIBackend
-from llmrank.plan import Ask, Grade, Grades, Likelihood, LogProb
+from llmrank.plan import Ask, Grade, Grades, Likelihood, LogProb, Pick
 from llmrank.prompts import PromptSet
 from llmrank.request import Backend, Reply, Request
-from llmrank.types import Candidate, Document, Ordering, Query, Tally, Usage
+from llmrank.types import Document, Query, Usage
 
 NAME = "default"
 PYTHON = Path(__file__).parents[1] / ".venv-vllm" / "bin" / "python"
-IN_FLIGHT = (1, 8, 32)
 BLOCK = 32
 SETTINGS = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -142,77 +143,6 @@ def rendered(asks: Sequence[Ask[Any]], prompt: Path | None = None) -> list[Reque
     return [prompts.render(ask) for ask in asks]
 
 
-async def by_llmrank(url: str, found: Sequence[tuple[Query, Document]], flying: int) -> float:
-    """Seconds that yes/no over the candidates takes, wrappers and engine included."""
-    from llmrank.backends.wrappers import Limited, Meter, Metered, Retrying
-    from llmrank.engine import Engine
-    from llmrank.rerank import parse
-
-    backend = OpenAIBackend(NAME, base_url=url, dialect="vllm")
-    # The ids of the labels are asked for once; that is not what is measured.
-    await backend.answer(rendered([Grade(Query("w", "warm"), Document("w", "up"))]))
-    engine = Engine(
-        Retrying(Limited(Metered(backend, Meter()), flying)), PromptSet(), in_flight=flying
-    )
-    candidates: dict[Query, list[Candidate]] = {}
-    for query, document in found:
-        candidates.setdefault(query, []).append(Candidate(document))
-    method = parse("yesno")
-
-    def finished(key: str, _ordering: Ordering, tally: Tally) -> None:
-        if tally.failures:
-            raise RuntimeError(f"{tally.failures} of the answers for query {key} failed")
-
-    started = time.perf_counter()
-    try:
-        await engine.run([(q.id, method.plan(q, c)) for q, c in candidates.items()], finished)
-    finally:
-        await backend.close()
-    return time.perf_counter() - started
-
-
-async def by_loop(url: str, requests: Sequence[Request], flying: int) -> float:
-    """Seconds that the same chats take a plain loop of aiohttp, which reads nothing but JSON."""
-    import aiohttp
-
-    wish = {"max_tokens": 1, "temperature": 0.0, "logprobs": True, "top_logprobs": 20}
-    left = iter(requests)
-
-    async def work(session: aiohttp.ClientSession) -> None:
-        for request in left:
-            messages = [turn._asdict() for turn in request.messages]
-            body = {"model": NAME, "messages": messages, **wish}
-            async with session.post(f"{url}/chat/completions", json=body) as answer:
-                answer.raise_for_status()
-                json.loads(await answer.text())
-
-    started = time.perf_counter()
-    async with aiohttp.ClientSession() as session:
-        await asyncio.gather(*(work(session) for _ in range(flying)))
-    return time.perf_counter() - started
-
-
-def throughput(url: str, found: Sequence[tuple[Query, Document]], rounds: int) -> Iterator[str]:
-    """Requests a second by llmrank and by the loop, side by side."""
-    requests = rendered([Grade(*pair) for pair in found])
-    yield "| round | in flight | llmrank, prompts/s | plain loop, prompts/s | ratio |"
-    yield "|---:|---:|---:|---:|---:|"
-    asyncio.run(by_loop(url, requests[:8], 8))
-    for turn in range(rounds):
-        for flying in IN_FLIGHT:
-            taken = {}
-            # Who goes first alternates, as the machine is not alone.
-            for name in ("llmrank", "loop") if turn % 2 == 0 else ("loop", "llmrank"):
-                empty_cache(url)
-                if name == "llmrank":
-                    taken[name] = asyncio.run(by_llmrank(url, found, flying))
-                else:
-                    taken[name] = asyncio.run(by_loop(url, requests, flying))
-            rates = [len(found) / taken[name] for name in ("llmrank", "loop")]
-            ratio = rates[0] / rates[1]
-            yield f"| {turn + 1} | {flying} | {rates[0]:.2f} | {rates[1]:.2f} | {ratio:.2f} |"
-
-
 async def answered(backend: Backend, requests: Sequence[Request], flying: int) -> list[Reply]:
     """Replies with so many requests in flight; an error ends it."""
     left, replies = iter(enumerate(requests)), {}
@@ -232,6 +162,68 @@ async def _closing(backend: Backend, requests: Sequence[Request], flying: int) -
         return await answered(backend, requests, flying)
     finally:
         await backend.close()
+
+
+def labels(url: str, found: Sequence[tuple[Query, Document]]) -> Iterator[str]:
+    """The probabilities of labels by each way to them, against exact ones by token ids."""
+    blocks = [
+        Pick(query, tuple(document for _, document in group))
+        for query, group in ((q, list(g)) for q, g in groupby(found, key=itemgetter(0)))
+        if len(group) > 1
+    ]
+    asked: Mapping[str, Sequence[Ask[Any]]] = {
+        "yes/no": [Grade(*pair) for pair in found],
+        "grades 0 to 3": [Grade(*pair, labels=("3", "2", "1", "0")) for pair in found],
+        "picks by letter": [replace(pick, by="labels") for pick in blocks],
+    }
+    yield "| asks | way | answers | unseen | low mass | largest difference | mean |"
+    yield "|---|---|---:|---:|---:|---:|---:|"
+    for name, items in asked.items():
+        exact: list[tuple[float, ...] | None] = []
+        for way in ("ids", "top-20", "top-5"):
+            backend = OpenAIBackend(NAME, base_url=url, dialect="vllm")
+            backend.adopt(replace(backend.learnt, labels={CHAT: way}))
+            requests = rendered(items)
+            replies = asyncio.run(_closing(backend, requests, 8))
+            answers = [PromptSet().parse(*pair) for pair in zip(requests, replies, strict=True)]
+            values = [answer.value and answer.value.probabilities for answer in answers]
+            exact = exact or values
+            wide = [len(request.labels) for request in requests]
+            unseen = sum(wide) - sum(
+                len(_seen(*pair)) for pair in zip(requests, replies, strict=True)
+            )
+            apart = [
+                max(abs(x - y) for x, y in zip(a, b, strict=True))
+                for a, b in zip(exact, values, strict=True)
+                if a and b
+            ]
+            yield (
+                f"| {name} | {way} | {len(values)} | {unseen} of {sum(wide)} "
+                f"| {values.count(None)} | {max(apart, default=0):.4f} | {_mean(apart):.4f} |"
+            )
+    texts = rendered(blocks)
+    replies = asyncio.run(_closing(OpenAIBackend(NAME, base_url=url), texts, 8))
+    picked = [PromptSet().parse(*pair) for pair in zip(texts, replies, strict=True)]
+    counts = Counter(answer.status for answer in picked)
+    same = sum(
+        answer.value is not None and known is not None and known[answer.value.best[0]] == max(known)
+        for answer, known in zip(picked, exact, strict=True)
+    )
+    told = ", ".join(f"{count} {status}" for status, count in counts.items())
+    yield f"\nPicks by text: {told}; {same} name the likeliest letter."
+
+
+def _seen(request: Request, reply: Reply) -> set[str]:
+    """The labels of which some form was reported."""
+    return {
+        label
+        for label, forms in request.labels.items()
+        if any(form in reply.label_logprobs for form in forms)
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else 0.0
 
 
 def prefixes(url: str, found: Sequence[tuple[Query, Document]]) -> Iterator[str]:
@@ -310,7 +302,7 @@ def in_process(found: Sequence[tuple[Query, Document]], rounds: int, dtype: str)
             for replies in (run_sync(m.answer(requests)) for m in (backend, local))
         )
         apart = [abs(a - b) for a, b in zip(there, here, strict=True)]
-        yield f"| {name} | {max(apart):.5f} | {math.fsum(apart) / len(apart):.5f} |"
+        yield f"| {name} | {max(apart):.5f} | {_mean(apart):.5f} |"
     run_sync(backend.close())
 
 
@@ -341,7 +333,7 @@ def main() -> None:
 
     extra = ("--block-size", str(BLOCK), "--enable-prompt-tokens-details")
     with serving(converted_default(), *extra) as url:
-        _write(throughput(url, found, given.rounds))
+        _write(labels(url, found))
         _write(prefixes(url, found))
         _write(likelihoods(url, found, given.rounds))
     subprocess.run([PYTHON, *sys.argv, "--in-process"], check=True)
