@@ -116,7 +116,8 @@ class Request:
 class Reply:
     """What a backend sent back, before anything is read into it.
 
-    A non-empty `error` means that there is no reply: every other field is then meaningless.
+    A non-empty `error` means that there is no reply, `fault` is its kind in a word or two, and most
+    other fields are then meaningless.
     `unasked` says which cap kept the request from being sent; `key` is set where there is a
     journal. `label_logprobs` holds the log-probability of every surface form that the backend
     reported; forms it did not report are absent. `logprob` is the sum over the target's `tokens`;
@@ -141,6 +142,7 @@ class Reply:
     transient: bool = False
     throttled: bool = False
     retry_after: float | None = None
+    fault: str = ""
     unasked: str = ""
     key: str = ""
     reused: bool = False

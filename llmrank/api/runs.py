@@ -269,7 +269,7 @@ def summary(
         "asks": tally.asks,
         "reused": tally.reused,
         "requests": meter.requests,
-        "failed_requests": meter.errors,
+        "failed_requests": dict(meter.faults.most_common()),
         "cancelled_requests": meter.cancelled,
         "rounds": tally.rounds,
         "reused_prompt_tokens": tally.reused_usage.prompt_tokens,

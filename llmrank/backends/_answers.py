@@ -45,7 +45,7 @@ class Failure(Exception):
         super().__init__(message)
         self.throttled = late or status in (429, 503)
         self.status, self.transient, self.retry_after = status, transient, retry_after
-        self.overflow, self.finish = overflow, finish
+        self.overflow, self.late, self.finish = overflow, late, finish
         self.usage = usage or Usage()
 
     @property
@@ -53,12 +53,24 @@ class Failure(Exception):
         """Whether the server did not accept the request as it was put."""
         return self.status in (400, 422) and not (self.overflow or self.finish)
 
+    @property
+    def kind(self) -> str:
+        """What failures are counted by."""
+        if self.late:
+            return "no answer in time"
+        if self.overflow:
+            return "prompt too long"
+        if self.status == 200:
+            return "unusable answer"
+        return f"HTTP {self.status}" if self.status else "no answer"
+
     def reply(self) -> Reply:
         """The failure as what is handed back."""
         if self.finish:
             return Reply(finish=self.finish, usage=self.usage)
         return Reply(
             error=str(self),
+            fault=self.kind,
             transient=self.transient,
             throttled=self.throttled,
             retry_after=self.retry_after,

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
+import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from llmrank.backends.dialects import CHAT, COMPLETIONS
 from llmrank.backends.openai import OpenAIBackend
-from llmrank.backends.wrappers import Retrying
+from llmrank.backends.wrappers import Limited, Meter, Metered, Retrying
+from llmrank.engine import Engine
 from llmrank.errors import BackendError, CapabilityError, SpecError
 from llmrank.plan import Ask, Grade, Likelihood, Order
 from llmrank.prompts import PromptSet
 from llmrank.prompts.replies import read
 from llmrank.request import Message, Params, Reply, Request
-from llmrank.types import Document, Query, Status
+from llmrank.rerank import parse
+from llmrank.types import Candidate, Document, Ordering, Query, Status, Tally
 from tests.servers import (
     SPEAKERS,
     Behaviour,
+    Body,
     Server,
     breaks_off,
     chat,
@@ -342,3 +349,73 @@ def test_what_a_kind_of_server_lacks_is_said_before_it_is_asked(server: Server) 
     assert not server.received
     with pytest.raises(SpecError, match="no dialect 'dutch'"):
         OpenAIBackend("m", base_url=server.url, dialect="dutch")
+
+
+def orders(body: Body) -> dict[str, Any]:
+    """A perfect answer to a listwise prompt: by the weights that the passages state."""
+    shown = "\n".join(turn["content"] for turn in body["messages"])
+    weights = {int(i): int(w) for i, w in re.findall(r"\[(\d+)\] weighs (\d+)", shown)}
+    best = sorted(weights, key=lambda i: -weights[i])
+    return chat(" > ".join(f"[{i}]" for i in best))
+
+
+def troubled(share: float) -> tuple[Behaviour, Counter[str]]:
+    """A judge that does something else instead for a share of the requests, and what it did."""
+    soon = {"retry-after-ms": "2"}
+    faults: list[tuple[str, Behaviour]] = [
+        ("HTTP 500", refuses(500, "oops")),
+        ("HTTP 429", refuses(429, "wait", headers=soon)),
+        ("HTTP 503", refuses(503, "busy", headers=soon)),
+        ("no answer", breaks_off()),
+        ("no answer in time", waits(3.0, sends(chat()))),
+        ("unusable answer", sends_html()),
+        ("unusable answer", sends_text('{"choices": [{"mess')),
+        ("unusable answer", sends({"error": {"message": "overloaded"}})),
+    ]
+    chance, done = random.Random(3), Counter[str]()
+
+    async def behave(request: web.Request, body: Body) -> web.StreamResponse:
+        if chance.random() >= share:
+            return await sends(orders(body))(request, body)
+        kind, fault = chance.choice(faults)
+        done[kind] += 1
+        return await fault(request, body)
+
+    return behave, done
+
+
+def test_thirty_percent_of_mixed_faults_change_no_ranking(server: Server) -> None:
+    chance = random.Random(1)
+    candidates = [
+        [Candidate(Document(f"{q}-{i}", f"weighs {chance.randrange(1000)}")) for i in range(12)]
+        for q in range(12)
+    ]
+    method = parse("sliding(window=4, stride=2)")
+
+    def ranked(share: float) -> tuple[dict[int, tuple[int, ...]], Tally, Meter, Counter[str]]:
+        behaviour, done = troubled(share)
+        server.script(CHAT, behaviour)
+        found, total, meter = {}, [Tally()], Meter()
+
+        def finished(q: int, ordering: Ordering, tally: Tally) -> None:
+            found[q] = ordering.order
+            total[0] += tally
+
+        async def work() -> None:
+            backend = OpenAIBackend("m", base_url=server.url, timeout=0.4)
+            patient = Retrying(Limited(Metered(backend, meter), 8), attempts=12, first_wait=0.001)
+            plans = [(q, method.plan(QUERY, group)) for q, group in enumerate(candidates)]
+            await Engine(patient, PromptSet(), in_flight=8).run(plans, finished)
+            await backend.close()
+
+        asyncio.run(work())
+        return found, total[0], meter, done
+
+    calm, tally, meter, _ = ranked(0.0)
+    assert (tally.outcomes, meter.faults) == ({Status.OK: 60}, {})
+    found, tally, meter, done = ranked(0.3)
+    assert found == calm
+    assert tally.outcomes == {Status.OK: 60}
+    assert len(done) == 6
+    assert meter.faults == done
+    assert meter.requests == 60 + done.total()

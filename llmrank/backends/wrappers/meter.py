@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,18 +14,23 @@ from llmrank.types import Usage
 
 @dataclass
 class Meter:
-    """What was really sent: requests, those that failed, tokens and model seconds.
+    """What was really sent: requests, tokens, model seconds, and by kind the requests that failed.
 
     `cancelled` are those whose answer was not waited for, at a deadline say: they are among the
     requests, and the server may have charged for them, but their tokens are not known.
     """
 
     requests: int = 0
-    errors: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
     cancelled: int = 0
     usage: Usage = field(default_factory=Usage)
     seconds: float = 0.0
     models: set[str] = field(default_factory=set)
+
+    @property
+    def errors(self) -> int:
+        """How many requests failed, those put again included."""
+        return self.faults.total()
 
 
 class Metered(Wrapper):
@@ -45,7 +51,8 @@ class Metered(Wrapper):
             raise
         meter.requests += len(replies)
         for reply in replies:
-            meter.errors += bool(reply.error)
+            if reply.error:
+                meter.faults[reply.fault or "other"] += 1
             meter.usage += reply.usage
             meter.seconds += reply.seconds
             if reply.model:
