@@ -7,8 +7,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 COLLECTION := examples/collection
 DEMO := runs/demo
 
+# Compiled modules are kept, also where the environment says otherwise: all starts several times
+# faster, and the tests start this program often.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format format-check lint types imports unit test-vllm \
+.PHONY: help install demo test check static format format-check lint types imports unit test-vllm \
 	test-openai2 clean
 
 help:  ## Show the targets
@@ -36,7 +40,16 @@ demo: install  ## Search, rerank with a real local model and evaluate a small co
 test: install  ## Run all tests but those that need a server
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not vllm'
 
-check: install format-check lint types imports unit  ## Check format, lint, types, imports; run the quick tests and the README
+# The tests wait for servers on the loopback now and then: the other checks run meanwhile, and tell
+# what they found at the end, and there is one worker more than cores. All run to their end,
+# whichever fails.
+check: install  ## Check format, lint, types, imports; run the quick tests and the README
+	@$(MAKE) --no-print-directory --keep-going static >$(VENV)/static.log 2>&1 & static=$$!; \
+	$(MAKE) --no-print-directory unit; unit=$$?; \
+	wait $$static; static=$$?; \
+	cat $(VENV)/static.log; exit $$((unit + static))
+
+static: format-check lint imports types
 
 format: install  ## Format the code
 	$(BIN)/ruff format .
@@ -51,7 +64,8 @@ types:
 imports:
 	$(BIN)/lint-imports
 unit:
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not vllm and not slow and not local'
+	$(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal --hypothesis-profile=quick \
+		-m 'not vllm and not slow and not local'
 
 $(VLLM_VENV)/.installed: pyproject.toml requirements/torch.txt requirements/vllm.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
@@ -74,3 +88,4 @@ test-openai2: install  ## Run the tests of the server backend on the older major
 
 clean:  ## Remove the environments and caches
 	rm -rf .venv .venv-vllm .venv-openai2 .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -r {} +

@@ -24,7 +24,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby, islice
@@ -202,7 +202,7 @@ def labels(url: str, found: Sequence[tuple[Query, Document]]) -> Iterator[str]:
                 f"| {values.count(None)} | {max(apart, default=0):.4f} | {_mean(apart):.4f} |"
             )
     texts = rendered(blocks)
-    replies = asyncio.run(_closing(OpenAIBackend(NAME, base_url=url), texts, 8))
+    replies = _by(url)(texts)
     picked = [PromptSet().parse(*pair) for pair in zip(texts, replies, strict=True)]
     counts = Counter(answer.status for answer in picked)
     same = sum(
@@ -224,6 +224,13 @@ def _seen(request: Request, reply: Reply) -> set[str]:
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else 0.0
+
+
+def _by(url: str) -> Callable[[Sequence[Request]], list[Reply]]:
+    """What a server replies to requests, eight in flight."""
+    return lambda requests: asyncio.run(
+        _closing(OpenAIBackend(NAME, base_url=url, dialect="vllm"), requests, 8)
+    )
 
 
 def prefixes(url: str, found: Sequence[tuple[Query, Document]]) -> Iterator[str]:
@@ -271,15 +278,11 @@ def likelihoods(url: str, found: Sequence[tuple[Query, Document]], rounds: int) 
 
 def in_process(found: Sequence[tuple[Query, Document]], rounds: int, dtype: str) -> Iterator[str]:
     """The same likelihoods, and yes/no, by vLLM in this process; then against transformers."""
-    from llmrank.backends.local import LocalBackend
     from llmrank.backends.vllm import VllmBackend
     from llmrank.engine import run_sync
 
     backend = VllmBackend(context=2048, dtype=dtype)
-    asked = {
-        "likelihood": rendered([Likelihood(*pair) for pair in found]),
-        "yes/no": rendered([Grade(*pair) for pair in found]),
-    }
+    asked = scores_of_both_kinds(found)
     run_sync(backend.answer([requests[0] for requests in asked.values()]))
     yield "| round | in process | prompts/s | cached |"
     yield "|---:|---|---:|---:|"
@@ -292,18 +295,40 @@ def in_process(found: Sequence[tuple[Query, Document]], rounds: int, dtype: str)
             usage = sum((reply.usage for reply in replies), Usage())
             cached = usage.cached_tokens / usage.prompt_tokens
             yield f"| {turn + 1} | {name} | {len(requests) / seconds:.2f} | {cached:.1%} |"
+    yield from against_transformers(
+        asked, f"in process, {dtype}", lambda requests: run_sync(backend.answer(requests))
+    )
+    run_sync(backend.close())
+
+
+def scores_of_both_kinds(found: Sequence[tuple[Query, Document]]) -> dict[str, list[Request]]:
+    """The likelihoods and the yes/no grades of the pairs."""
+    return {
+        "likelihood": rendered([Likelihood(*pair) for pair in found]),
+        "yes/no": rendered([Grade(*pair) for pair in found]),
+    }
+
+
+def against_transformers(
+    asked: Mapping[str, Sequence[Request]],
+    where: str,
+    answer: Callable[[Sequence[Request]], list[Reply]],
+) -> Iterator[str]:
+    """How far answers are from those of transformers in this process, in float32."""
+    from llmrank.backends.local import LocalBackend
+    from llmrank.engine import run_sync
+
     yield ""
-    yield f"| {len(found)} pairs, {dtype} against transformers in float32 | largest | mean |"
+    yield f"| vLLM {where} against transformers in float32 | largest | mean |"
     yield "|---|---:|---:|"
     local = LocalBackend()
     for name, requests in asked.items():
         there, here = (
             [_value(request, reply) for request, reply in zip(requests, replies, strict=True)]
-            for replies in (run_sync(m.answer(requests)) for m in (backend, local))
+            for replies in (answer(requests), run_sync(local.answer(requests)))
         )
         apart = [abs(a - b) for a, b in zip(there, here, strict=True)]
-        yield f"| {name} | {max(apart):.5f} | {_mean(apart):.5f} |"
-    run_sync(backend.close())
+        yield f"| {len(requests)} {name} | {max(apart):.5f} | {_mean(apart):.5f} |"
 
 
 def _value(request: Request, reply: Reply) -> float:
@@ -323,7 +348,7 @@ def main() -> None:
     options.add_argument("--prompts", type=int, default=48)
     options.add_argument("--rounds", type=int, default=2)
     options.add_argument("--in-process", action="store_true", help="only that part, in this python")
-    options.add_argument("--dtype", default="bfloat16", help="of the part in process")
+    options.add_argument("--dtype", default="bfloat16", help="of vLLM where it is compared")
     given = options.parse_args()
     found = pairs(given.data, given.prompts)
     if given.in_process:
@@ -336,6 +361,10 @@ def main() -> None:
         _write(labels(url, found))
         _write(prefixes(url, found))
         _write(likelihoods(url, found, given.rounds))
+    with serving(converted_default(), "--dtype", given.dtype) as url:
+        _write(
+            against_transformers(scores_of_both_kinds(found), f"server, {given.dtype}", _by(url))
+        )
     subprocess.run([PYTHON, *sys.argv, "--in-process"], check=True)
 
 

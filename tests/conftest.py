@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 import socket
@@ -25,6 +26,7 @@ for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "LLMRANK_BASE_URL", "LLMRANK_M
 
 # Speed is measured in benchmarks/, never asserted.
 settings.register_profile("llmrank", deadline=None)
+settings.register_profile("quick", deadline=None, max_examples=25)
 settings.load_profile("llmrank")
 
 
@@ -33,6 +35,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("local"):
             item.add_marker(pytest.mark.xdist_group("local"))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported lives to the end: garbage is not looked for in it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
 
 
 _connect = socket.socket.connect

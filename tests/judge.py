@@ -72,5 +72,5 @@ def judge(delay: float = 0.0) -> Iterator[Server]:
 
 
 def asked(server: Server) -> int:
-    """How many requests of a model the server has had, the list of models left out."""
-    return sum(request.path != "/v1/models" for request in server.received)
+    """How many requests of a model the server has had, those that only ask what it is left out."""
+    return sum(bool(request.body) for request in server.received)

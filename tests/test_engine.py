@@ -15,7 +15,7 @@ from random import Random
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank.backends.oracle import Oracle
@@ -28,6 +28,7 @@ from llmrank.request import Backend, Reply, Request, Want
 from llmrank.rerank import parse
 from llmrank.store import Journal
 from llmrank.types import Candidate, Document, Ordering, Query, Status, Tally
+from tests.effort import examples
 from tests.rerank.judges import SPECS
 
 T = TypeVar("T")
@@ -361,7 +362,7 @@ def test_the_driver_suits_the_backend() -> None:
         assert backend.most == most
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     st.sampled_from([spec for spec in SPECS if not spec.startswith(("prp_a", "prp_s"))]),
     st.sampled_from(DRIVERS),

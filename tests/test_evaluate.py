@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank.errors import InputError, MissingExtra
@@ -23,6 +23,7 @@ from llmrank.evaluate import (
     measure,
     rank_correlation,
 )
+from tests.effort import examples
 
 pytest.importorskip("ir_measures")
 pytrec_eval = pytest.importorskip("pytrec_eval")
@@ -124,7 +125,7 @@ def trec_eval(run: Run, qrels: Qrels, relevant: int) -> dict[str, dict[str, floa
     return values
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     st.dictionaries(QUERIES, RESULTS),
     st.dictionaries(QUERIES, JUDGED, min_size=1),
@@ -332,7 +333,7 @@ def test_rank_correlation(
     assert rank_correlation(b, a) == pytest.approx(tau, nan_ok=True)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=20))
 def test_rank_correlation_equals_scipy(pairs: list[tuple[int, int]]) -> None:
     stats = pytest.importorskip("scipy.stats")

@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank.plan import (
@@ -29,6 +29,7 @@ from llmrank.plan import (
     together,
 )
 from llmrank.types import Document, Query, Status
+from tests.effort import examples
 
 QUERY = Query("q", "what is a plan")
 
@@ -100,14 +101,14 @@ def _in_any_order(plan: Plan[float], random: Random) -> tuple[float, int, int]:
     return running.result, running.rounds, asked
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(SHAPES, st.randoms(use_true_random=False))
 def test_the_order_of_the_answers_changes_nothing(shape: Shape, random: Random) -> None:
     expected = drive(shape.plan("p"), _value)
     assert {_in_any_order(shape.plan("p"), random)[0] for _ in range(3)} == {expected}
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(SHAPES, st.randoms(use_true_random=False))
 def test_rounds_are_the_critical_path(shape: Shape, random: Random) -> None:
     result, rounds, _ = _in_any_order(shape.plan("p"), random)

@@ -19,7 +19,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -27,6 +27,7 @@ from llmrank.errors import InputError
 from llmrank.request import Reply
 from llmrank.store import JOURNAL, Journal, RunFolder, write_whole
 from llmrank.types import Usage
+from tests.effort import examples
 
 TEXT = st.text(st.characters(exclude_categories=()), max_size=40)  # lone surrogates too
 NUMBERS = st.floats() | st.integers(-(2**40), 2**40).map(float)
@@ -87,7 +88,7 @@ def kept() -> Iterator[Kept]:
 def test_every_reply_comes_back_as_it_was(shared_journal: Journal) -> None:
     number = 0
 
-    @settings(max_examples=150, deadline=None)
+    @examples(150)
     @given(REPLIES, TEXT)
     def check(reply: Reply, name: str) -> None:
         nonlocal number

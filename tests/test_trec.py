@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank import trec
 from llmrank.errors import InputError, MissingExtra
 from llmrank.types import Document, Query
+from tests.effort import examples
 
 ROOT = Path(__file__).parents[1]
 SHARED = (ROOT / "../shared/data").resolve()
@@ -402,7 +403,7 @@ def test_run_ties_are_those_of_float32(tmp_path: Path) -> None:
     assert hits == tuple((d, scores[d]) for d in ("c", "b", "a", "d9", "d10"))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.dictionaries(
         st.text("abé\U0001f600\uff101", min_size=1, max_size=3),
@@ -531,7 +532,7 @@ def test_empty_tag_still_gives_six_columns(tmp_path: Path) -> None:
     assert {hit.tag for _, hit in trec.read_run_lines(tmp_path / "a.run")} == {"llmrank"}
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.lists(
         st.floats() | st.floats(width=32, allow_nan=False) | st.integers(-3, 3), max_size=9

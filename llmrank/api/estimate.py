@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import cast
 
 from llmrank.api.runs import Inputs
 from llmrank.api.session import Session, Settings, settle
 from llmrank.backends import Model, connect
 from llmrank.backends.oracle import Oracle
-from llmrank.backends.wrappers import Caps, expected_usage
+from llmrank.backends.tokens import Served
+from llmrank.backends.wrappers import Caps, Pool, expected_usage
 from llmrank.plan import Attend, Grade, Likelihood, Order, Pick
 from llmrank.request import Reply, Request
 from llmrank.rerank import Ranker
@@ -23,6 +25,7 @@ from llmrank.types import Ordering, Status, Tally, Usage
 class Estimate:
     """What a run sends if the model confirms the first-stage order and every reply is usable.
 
+    `model` is its name in the journal, where what a probe found out may be part of it.
     `calls` are those not yet in the journal, `known` those that are; the same request is sent once.
     Methods that sort (`prp`, `setwise`, `tdpart`, `blitz`, `acurank` ...) send more where answers
     move documents, up to `calls_at_most`, which comes from their formulas; it is `calls` where the
@@ -31,9 +34,14 @@ class Estimate:
     All else is that of `calls`. Tokens of the prompts are counted as `counting` says, those of
     the replies are the limit sent with each request; `cost` is that of both, 0 where there are
     no prices; `too_long` prompts cannot be made to fit the model and fail. `rounds` is the
-    largest number of calls of a query that have to wait for one another.
+    largest number of calls of a query that have to wait for one another, `seconds_at_least` what
+    the limits per minute make of the calls and of the tokens of their prompts.
+
+    A server's own tokenizer is not asked. Where the run asks it, passages that have to be cut to
+    tokens may be cut elsewhere, and what the journal has of them is then not among the `known`.
     """
 
+    model: str
     queries: int
     calls: int
     calls_at_most: int
@@ -44,6 +52,7 @@ class Estimate:
     passages_cut: int
     too_long: int
     counting: str
+    seconds_at_least: float
 
 
 class StandIn(Oracle):
@@ -55,7 +64,9 @@ class StandIn(Oracle):
 
     def __init__(self, model: Model, journal: Journal | None) -> None:
         super().__init__({})
-        self.wants, self.tokenizer = model.wants, model.tokenizer
+        asked = model.tokenizer
+        self.wants = model.wants
+        self.tokenizer = asked.unasked if isinstance(asked, Served) else asked
         self._model, self._journal = model, journal
         self.usage = Usage()
         self.calls: Counter[str] = Counter()
@@ -106,7 +117,7 @@ def estimate(
     """
     model = model or connect(settings.model, base_url=settings.base_url)
     if journal is not None:
-        settle(model, journal, sends=False)
+        model = settle(model, journal, sends=False)
     counter = StandIn(model, journal)
     total = Tally()
     rounds: dict[str, int] = {}
@@ -128,6 +139,7 @@ def estimate(
     )
     cost = settings.caps.price(counter.usage)
     return Estimate(
+        model.identity,
         len(rounds),
         counter.calls.total(),
         at_most,
@@ -138,4 +150,14 @@ def estimate(
         total.cut,
         total.outcomes.get(Status.FAILED, 0),
         model.counter.counting,
+        _least(settings, model, counter.calls.total(), counter.usage.prompt_tokens),
     )
+
+
+def _least(settings: Settings, model: Model, calls: int, tokens: int) -> float:
+    """Seconds that a run takes at the least; of a pool each server has the limits of its own."""
+    servers = len(model.members) if isinstance(model, Pool) else 1
+    limited = ((calls, settings.rpm), (tokens, settings.tpm))
+    # What the first minute takes is sent at once. A request beyond the limit of tokens goes alone.
+    minutes = (min(calls, ceil(n / (limit * servers))) - 1 for n, limit in limited if limit)
+    return 60.0 * max([0, *minutes]) if model.batch == 1 else 0.0

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from numbers import Real
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import llmrank.rerank as methods
 from llmrank.api.closing import Closing
 from llmrank.api.session import Session, Settings, check
 from llmrank.backends import connect
-from llmrank.backends.wrappers import Caps
+from llmrank.backends.wrappers import Cached, Caps
 from llmrank.errors import InputError
 from llmrank.plan import Plan
-from llmrank.request import Backend
+from llmrank.request import Backend, Reply
 from llmrank.rerank import Ranker
 from llmrank.retrieve import score_passages
 from llmrank.store import Journal
@@ -28,6 +30,9 @@ Passage = str | Mapping[str, object] | Document | Candidate
 LOCAL_METHOD = "likelihood(prior=0.5)"
 PAIR_METHOD = "yesno"
 SERVER_METHOD = "adaptive"
+
+REMEMBERED = 4096
+"""Answers that a reranker without a journal keeps in memory: a few megabytes."""
 
 
 def default_method(model: Backend) -> Ranker:
@@ -47,7 +52,9 @@ class Reranker(Closing):
 
     `model` is a name such as `openai:gpt-4.1-mini`, by default the server at `base_url` if there is
     one, else a small local model. `method` is a spec such as `sliding(window=20, stride=10)@100`.
-    With a `journal` file no request is ever paid for twice.
+    With a `journal` file no request is ever paid for twice. Without one the last `remember` answers
+    are kept in memory, so that an equal request is not sent again; with 0 it is. `settings` has all
+    else that can be said of how the model is asked; what is given beside it goes before it.
     """
 
     def __init__(
@@ -58,23 +65,33 @@ class Reranker(Closing):
         base_url: str | None = None,
         prompts: Mapping[str, str | Path] | None = None,
         journal: str | Path | None = None,
-        in_flight: int = 32,
+        in_flight: int | None = None,
         caps: Caps | None = None,
+        settings: Settings | None = None,
+        remember: int = REMEMBERED,
     ) -> None:
-        settings = Settings(
-            model=model,
-            base_url=base_url,
-            prompts=prompts or {},
-            in_flight=in_flight,
-            caps=caps or Caps(),
+        if remember < 0:
+            raise InputError(f"remember must be at least 0, not {remember}")
+        given: dict[str, Any] = {
+            "model": model,
+            "base_url": base_url,
+            "prompts": prompts,
+            "in_flight": in_flight,
+            "caps": caps,
+        }
+        settings = replace(
+            settings or Settings(),
+            **{name: value for name, value in given.items() if value is not None},
         )
-        backend = connect(model, base_url=base_url)
+        backend = connect(settings.model, base_url=settings.base_url)
         chosen = method or default_method(backend)
         self.method = methods.parse(chosen) if isinstance(chosen, str) else chosen
         check(settings, backend, self.method.needs)
         self._session = Session(
             settings, Journal(Path(journal)) if journal else None, model=backend
         )
+        if remember and not journal:
+            self._session.backend = Cached(self._session.backend, _Recent(remember))
 
     def rank(self, query: str | Query, passages: Iterable[Passage]) -> Ranking:
         """The passages in order of relevance, with what the ranking cost."""
@@ -104,6 +121,28 @@ class Reranker(Closing):
 
     def __repr__(self) -> str:
         return f"Reranker({self._session.model.identity!r}, method={str(self.method)!r})"
+
+
+class _Recent:
+    """The last answers, in memory: those that were asked for most recently."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._replies: OrderedDict[str, Reply] = OrderedDict()
+
+    def get(self, key: str) -> Reply | None:
+        """The reply stored under a key, marked as reused."""
+        reply = self._replies.get(key)
+        if reply is None:
+            return None
+        self._replies.move_to_end(key)
+        return replace(reply, reused=True)
+
+    def put(self, items: Sequence[tuple[str, Mapping[str, object], Reply]]) -> None:
+        """Store replies, and forget the oldest."""
+        self._replies.update((key, reply) for key, _, reply in items)
+        while len(self._replies) > self._most:
+            self._replies.popitem(last=False)
 
 
 class _Rankings:

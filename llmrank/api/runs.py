@@ -197,7 +197,7 @@ def demand(tally: Tally, max_failures: float) -> None:
     `TooManyFailures` when more than the share `max_failures` of the asks gave nothing usable,
     `StoppedAtCap` when a cap kept asks from being sent.
     """
-    if tally.asks and tally.failures > max_failures * tally.asks:
+    if tally.asks and not tally.failures <= max_failures * tally.asks:
         found = ", ".join(f"{count} {status}" for status, count in tally.outcomes.items())
         first = "".join(f"; first {status}: {said}" for status, said in tally.problems.items())
         raise TooManyFailures(

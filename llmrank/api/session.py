@@ -20,6 +20,7 @@ from llmrank.backends.wrappers import (
     Meter,
     Metered,
     Minute,
+    ModelPool,
     Pool,
     Retrying,
     Routed,
@@ -107,17 +108,36 @@ def check(settings: Settings, backend: Backend, needs: Collection[Need]) -> None
             raise SpecError(f"the prompt for {given!r} would not be used; what is asked is {asked}")
 
 
-def settle(model: Model, journal: Journal, *, sends: bool) -> None:
-    """Make a server's backend use what the server can do, as kept beside the journal.
+def settle(
+    model: Model,
+    journal: Journal,
+    *,
+    sends: bool,
+    minutes: Mapping[Backend, Minute] | None = None,
+) -> Model:
+    """The model, which uses what its servers can do, as kept beside the journal.
 
-    Where nothing is kept the server is probed, if anything may be sent.
+    Where nothing is kept a server is probed, if anything may be sent, with room in its minute. Of a
+    pool those servers are left that answer alike.
     """
-    from llmrank.backends.probe import keep, recall
+    from llmrank.backends.probe import alike, keep, paced, recall
 
-    for server in _servers(model):
-        # A batch is tried by its first requests.
-        if not recall(server, journal.folders) and sends and server.batch == 1:
-            run_sync(keep(server, journal.path.parent))
+    servers = _servers(model)
+    # A batch is tried by its first requests.
+    if sends and servers and model.batch == 1:
+        given = minutes or {}
+        turns = [paced(given[server]) if server in given else None for server in servers]
+        run_sync(keep(servers, journal.folders, turns))
+    else:
+        for server in servers:
+            recall(server, journal.folders)
+    if not isinstance(model, Pool) or len(servers) < len(model.members):
+        return model
+    kept = alike(servers)
+    for server in servers:
+        if server not in kept:
+            run_sync(server.close())
+    return ModelPool(kept) if kept != servers else model
 
 
 def _servers(model: Model) -> list[OpenAIBackend]:
@@ -153,15 +173,18 @@ class Session(Closing):
     ) -> None:
         self.settings, self.journal = settings, journal
         self.model = model or connect(settings.model, base_url=settings.base_url)
-        for server in _servers(self.model):
-            server.wire.demand_key()
-        if journal is not None:
-            try:
-                settle(self.model, journal, sends=settings.probe)
-            except BaseException:
-                run_sync(self.model.close())
-                journal.close()
-                raise
+        # What a probe sends counts too.
+        minutes: dict[Backend, Minute] = {
+            server: _minute(self.model, settings) for server in _servers(self.model)
+        }
+        try:
+            for server in _servers(self.model):
+                server.wire.demand_key()
+            if journal is not None:
+                self.model = settle(self.model, journal, sends=settings.probe, minutes=minutes)
+        except BaseException:
+            _release(self.model, journal)
+            raise
         self.meter, self.encoder_meter = Meter(), Meter()
         judged = type(self.model) is Oracle or (settings.model or "").startswith("oracle:")
         self.prompts = replace(
@@ -171,7 +194,7 @@ class Session(Closing):
             tokenizer=self.model.tokenizer,
         )
         self.encoder: Model | None = None
-        self.backend = self._wrapped(self.model, self.meter, settings.caps)
+        self.backend = self._wrapped(self.model, self.meter, settings.caps, minutes)
         if embeds:
             self.encoder = connect_encoder(settings.encoder, base_url=settings.encoder_url)
             vectors = self._wrapped(self.encoder, self.encoder_meter, Caps())
@@ -179,8 +202,14 @@ class Session(Closing):
             self.backend = Routed({**dict.fromkeys(asked, self.backend), "vectors": vectors})
         self._open = Lifeline(self, partial(_release, self.backend, journal))
 
-    def _wrapped(self, model: Model, meter: Meter, caps: Caps) -> Backend:
-        backend = patient(model, meter, self.settings)
+    def _wrapped(
+        self,
+        model: Model,
+        meter: Meter,
+        caps: Caps,
+        minutes: Mapping[Backend, Minute] | None = None,
+    ) -> Backend:
+        backend = patient(model, meter, self.settings, minutes)
         if caps != Caps():
             backend = Capped(backend, caps, model.counter.count)
         return Cached(backend, self.journal) if self.journal is not None else backend
@@ -210,6 +239,8 @@ class Session(Closing):
             "tokens": self.model.tokenizer.counting,
             "prompts": {slot: t.sha256 for slot, t in sorted(self.prompts.used.items())},
         }
+        if servers := _servers(self.model):
+            described["servers"] = [_told(server) for server in servers]
         if self.encoder is not None:
             described["encoder"] = self.encoder.identity
         return described
@@ -219,15 +250,37 @@ class Session(Closing):
         self._open.close()
 
 
-def patient(model: Model, meter: Meter, settings: Settings) -> Backend:
-    """The model, metered, with limits and retries where it is a server; each of a pool its own."""
+def _told(server: OpenAIBackend) -> dict[str, str]:
+    """What is known of a server; of one that was sent nothing that may be little."""
+    known = server.learnt
+    return {"url": server.url, "kind": known.dialect, "version": known.version}
+
+
+def _minute(model: Model, settings: Settings) -> Minute:
+    return Minute(rpm=settings.rpm, tpm=settings.tpm, count=model.counter.count)
+
+
+def patient(
+    model: Model,
+    meter: Meter,
+    settings: Settings,
+    minutes: Mapping[Backend, Minute] | None = None,
+) -> Backend:
+    """The model, metered, with limits and retries where it is a server; each of a pool its own.
+
+    A server of `minutes` has sent something in its minute already. An OpenAI-compatible one is
+    greeted before its first request.
+    """
+    from llmrank.backends.openai import OpenAIBackend
+    from llmrank.backends.probe import Greeted
 
     def limited(server: Backend) -> Backend:
         metered: Backend = Metered(server, meter)
         if settings.hedge:
             metered = Hedged(metered)
-        minute = Minute(rpm=settings.rpm, tpm=settings.tpm, count=model.counter.count)
-        return Limited(metered, settings.in_flight, minute=minute)
+        minute = (minutes or {}).get(server) or _minute(model, settings)
+        limits = Limited(metered, settings.in_flight, minute=minute)
+        return Greeted(limits, server) if isinstance(server, OpenAIBackend) else limits
 
     if model.batch > 1:
         return Metered(model, meter)

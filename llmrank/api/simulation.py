@@ -230,19 +230,21 @@ def synthetic_cases(
     grades[:, 0] = np.maximum(grades[:, 0], 1)
     noise = rng.standard_normal((queries, n))
 
-    def made(angle: float) -> list[Case]:
-        scores = math.cos(angle) * grades + math.sin(angle) * noise
-        return [_synthetic(f"q{i}", grades[i], scores[i]) for i in range(queries)]
+    def scored(angle: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+        return math.cos(angle) * grades + math.sin(angle) * noise
 
     def reached(angle: float) -> float:
-        return fmean(_ndcg(case, range(n)) for case in made(angle))
+        best = np.argsort(-scored(angle), axis=1, kind="stable")[:, :_DEPTH]
+        shown = np.take_along_axis(grades, best, axis=1)
+        return fmean(map(ndcg, shown.tolist(), grades.tolist()))
 
     if not (lowest := reached(math.pi / 2)) <= first_stage <= 1:
         raise InputError(
             f"the first stage's nDCG@10 is from {lowest:.2f}, which a random order has, to 1 "
             f"here, not {first_stage}"
         )
-    return made(falling(reached, first_stage, 0.0, math.pi / 2))
+    scores = scored(falling(reached, first_stage, 0.0, math.pi / 2))
+    return [_synthetic(f"q{i}", grades[i], scores[i]) for i in range(queries)]
 
 
 def falling(

@@ -6,27 +6,24 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from llmrank.backends._answers import Failure
+from llmrank.backends._greeting import Greeting, late
 from llmrank.backends._wire import NoRoute, Rejection
 from llmrank.backends.dialects import (
     CHAT,
     COMPLETIONS,
-    DIALECTS,
     IDS,
     LIKELIHOOD,
     ROOT,
     STRUCTURED,
     THINKING_OFF,
-    UNKNOWN,
-    by_models,
 )
 from llmrank.backends.openai import OpenAIBackend
 from llmrank.backends.wrappers.base import side_by_side
-from llmrank.errors import BackendError, CapabilityError
+from llmrank.errors import CapabilityError
 from llmrank.plan import Write
 from llmrank.request import Message, Params, Reply, Request, Want
 
@@ -56,10 +53,14 @@ _FEW_TOKENS = 4
 
 @dataclass(frozen=True, slots=True)
 class Capability:
-    """Whether a server can do something, and a short note: how, or why not."""
+    """Whether a server can do something, and a short note: how, or why not.
+
+    It is not `settled` where trouble left it open.
+    """
 
     works: bool
     note: str = ""
+    settled: bool = True
 
     def __bool__(self) -> bool:
         return self.works
@@ -79,98 +80,54 @@ def _request(want: Want, *, chat: bool = False, text: str = QUESTION, limit: int
     )
 
 
-class Trials:
+class Trials(Greeting):
     """Tries one thing after another with a backend, which uses what is found.
 
-    `blocked` are the answers that leave something open.
+    `blocked` are the refusals, and the troubles that leave something open.
     """
 
     def __init__(self, backend: OpenAIBackend, wait: float) -> None:
-        self._backend, self._wait = backend, wait
-        self._chat_tokens = 0
-        self._said = ""
+        super().__init__(backend)
+        self._wait = wait
         self.blocked: list[str] = []
-        self.models: tuple[str, ...] = ()
-        self.version = ""
-        self.context: int | None = None
         self.seconds: float | None = None
         self.sample: dict[str, float] = {}
 
-    async def identify(self) -> None:
-        """What the server says of itself: its kind, models, version and context length."""
-        rows = await self._rows()
-        self.models = tuple(str(row["id"]) for row in rows if "id" in row)
-        if self._backend.learnt.dialect == UNKNOWN:
-            found = by_models(rows)
-            found = await self._by_routes() if found == UNKNOWN else found
-            self._backend.adopt(replace(self._backend.learnt, dialect=found))
-        dialect = self._backend.dialect
-        version = await self._told(dialect.version, rows)
-        self.version = version if isinstance(version, str) else ""
-        context = await self._told(dialect.context, rows)
-        self.context = context if isinstance(context, int) else None
-
-    async def _rows(self) -> list[Mapping[str, Any]]:
-        """The models listed; raises where nobody answers or the key is wrong."""
-        try:
-            listed = (await self._backend.send("/models")).get("data")
-        except Failure as failure:
-            if not failure.status:
-                raise BackendError(str(failure)) from None
-            return []
-        except Rejection as rejection:
-            if rejection.status == 401:
-                raise
-            return []
-        return [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
-
-    async def _by_routes(self) -> str:
-        for name, dialect in DIALECTS.items():
-            for path, key in dialect.marks.routes.items():
-                if key in await self._get(path):
-                    return name
-        return UNKNOWN
-
-    async def _get(self, path: str) -> Mapping[str, Any]:
-        try:
-            return await self._backend.send(path)
-        except (Failure, Rejection):
-            return {}
-
-    async def _told(self, where: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> object:
-        """The value at a path and the keys inside its answer."""
-        if not where:
-            return None
-        path, *keys = where
-        own = [row for row in rows if row.get("id") == self._backend.model]
-        found: Any = (own or [{}])[0] if path == "/models" else await self._get(path)
-        for key in keys:
-            found = found.get(key) if isinstance(found, dict) else None
-        return found
-
-    async def all(self) -> dict[str, Capability]:
-        """Every capability by name. What needs a route that is missing is not tried."""
-        chat, plain = await self._run(self._chat), await self._run(self._plain)
-        groups = (
+    async def all(self, known: Mapping[str, Capability]) -> dict[str, Capability]:
+        """Every capability by name. What is settled, or needs a missing route, is not tried."""
+        chat, plain = await side_by_side(
+            [
+                self._once(name, known, trial)
+                for name, trial in (("chat", self._chat), ("completions", self._plain))
+            ]
+        )
+        either = min((chat, plain), key=lambda one: (not one.works, one.settled))
+        groups: list[tuple[Capability, dict[str, Trial]]] = [
             (chat, self._of_chat()),
             (chat, {"chat_logprobs": lambda: self._top(chat=True)}),
             (plain, {"completion_logprobs": lambda: self._top(chat=False)}),
-            (chat or plain, {"label_ids": lambda: self._exact(chat=bool(chat))}),
+            (either, {"label_ids": lambda: self._exact(chat=bool(chat))}),
             (Capability(True) if self._native else plain, self._ways()),
-            (Capability(True), self._of_others()),
+            *((Capability(True), {name: trial}) for name, trial in self._of_others().items()),
+        ]
+        found = await side_by_side(
+            [self._group(needed, known, trials) for needed, trials in groups]
         )
-        found = await side_by_side([self._group(needed, trials) for needed, trials in groups])
         can = {"chat": chat, "completions": plain}
         return {**can, **{name: one for group in found for name, one in group.items()}}
 
     async def _group(
-        self, needed: Capability, trials: Mapping[str, Trial]
+        self, needed: Capability, known: Mapping[str, Capability], trials: Mapping[str, Trial]
     ) -> dict[str, Capability]:
         """Trials one after another, as later ones may use what earlier ones found."""
         return {
-            name: await self._run(trial) if needed else Capability(False, needed.note)
+            name: await self._once(name, known, trial) if needed else needed
             for name, trial in trials.items()
         }
+
+    async def _once(self, name: str, known: Mapping[str, Capability], trial: Trial) -> Capability:
+        before = known.get(name)
+        return before if before is not None and before.settled else await self._run(trial)
 
     def _of_chat(self) -> dict[str, Trial]:
         return {
@@ -200,24 +157,25 @@ class Trials:
             try:
                 return await trial()
             except Failure as failure:
-                told, again = str(failure), failure.transient
+                told, settled = str(failure), not failure.transient
                 wait = failure.retry_after or self._wait * 2**attempt
+                if settled or late(failure):
+                    break
             except NoRoute as error:
                 return Capability(False, error.told)
             except CapabilityError as error:
                 return Capability(False, str(error))
             except Rejection as rejection:
-                # A key may be good for some routes only.
-                if rejection.status != 403:
-                    raise
-                told, again = str(rejection), False
-                self.blocked.append(told)
-            if not again:
-                return Capability(False, told)
+                self.blocked.append(str(rejection))
+                # A key may be good for some routes only. Another key or more credit may come.
+                return Capability(
+                    False, f"refused: {rejection.told}", rejection.status in (403, 404)
+                )
             if attempt < _ATTEMPTS - 1:
                 await asyncio.sleep(min(wait, _LONGEST_WAIT))
-        self.blocked.append(told)
-        return Capability(False, told)
+        if not settled:
+            self.blocked.append(told)
+        return Capability(False, told, settled)
 
     async def _text(self, request: Request, wish: Mapping[str, object] | None = None) -> Reply:
         started = time.perf_counter()
@@ -228,8 +186,7 @@ class Trials:
         return reply
 
     async def _chat(self) -> Capability:
-        reply = await self._text(_request("text", chat=True))
-        self._chat_tokens = reply.usage.prompt_tokens
+        await self._text(_request("text", chat=True))
         return Capability(True)
 
     async def _plain(self) -> Capability:
@@ -252,11 +209,11 @@ class Trials:
 
     async def _reasoning(self) -> Capability:
         """Whether the model thinks before it answers, and what keeps it from that."""
+        backend = self._backend
+        backend.adopt(replace(backend.learnt, thinking=""))
         reply = await self._text(_request("text", chat=True, limit=48))
-        self._said = (await self._text(_request("text", chat=True, text=LONG, limit=16))).text
         if not _thinks(reply):
             return Capability(False, "it answers at once")
-        backend = self._backend
         for name in backend.dialect.thinking_off:
             try:
                 reply = await self._text(_request("text", chat=True, limit=48), THINKING_OFF[name])
@@ -266,27 +223,25 @@ class Trials:
                 continue
             if not _thinks(reply) and reply.text.strip():
                 backend.adopt(replace(backend.learnt, thinking=name))
-                self._said = (
-                    await self._text(_request("text", chat=True, text=LONG, limit=16))
-                ).text
                 return Capability(True, f"it thinks; {name} keeps it from that")
         return Capability(True, "it thinks, and nothing known keeps it from that")
 
     async def _system(self) -> Capability:
         request = _request("text", chat=True)
+        alone = await self._text(request)
         reply = await self._text(
             replace(request, messages=(Message("system", MANNERS), *request.messages))
         )
-        if reply.usage.prompt_tokens > self._chat_tokens > 0:
+        if reply.usage.prompt_tokens > alone.usage.prompt_tokens > 0:
             return Capability(True, "its tokens are counted")
         return Capability(False, "accepted, and nothing shows that it is read")
 
     async def _stop(self) -> Capability:
         """Whether a piece of an answer, given as a stop sequence, ends the same answer."""
-        words = self._said.split()
+        request = _request("text", chat=True, text=LONG, limit=16)
+        words = (await self._text(request)).text.split()
         if len(words) < 2:
             return Capability(False, "not tried: the model writes no text to stop")
-        request = _request("text", chat=True, text=LONG, limit=16)
         request = replace(request, params=replace(request.params, stop=(words[1],)))
         reply = await self._text(request)
         if words[1] in reply.text:

@@ -7,7 +7,8 @@ import json
 import os
 import re
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     import aiohttp
 
 OPENAI_URL = "https://api.openai.com/v1"
+
+Turn = Callable[[], Awaitable[None]]
+"""Waits until a call may be made."""
 
 _JSON = {"Content-Type": "application/json"}
 _CONNECT_SECONDS = 10.0
@@ -74,6 +78,8 @@ class Wire:
         self._proxy = None if proxy_bypass(host) else getproxies().get(parts.scheme)
         self.dialect = by_url(self.url)
         self._timeout, self._model = timeout, model
+        self._brief: float | None = None
+        self._turn: Turn | None = None
         self._opened: aiohttp.ClientSession | None = None
 
     def demand_key(self) -> None:
@@ -85,6 +91,15 @@ class Wire:
     def account(self) -> tuple[str, str]:
         """The address with its credentials, and the key."""
         return self._url, self._key
+
+    @contextmanager
+    def trying(self, seconds: float, turn: Turn | None = None) -> Iterator[None]:
+        """Meanwhile a call has so many seconds at most, after it has waited for its turn."""
+        self._brief, self._turn = min(seconds, self._timeout), turn
+        try:
+            yield
+        finally:
+            self._brief = self._turn = None
 
     async def close(self) -> None:
         """Close the connections."""
@@ -109,9 +124,12 @@ class Wire:
         session = self._session()
         import aiohttp
 
+        if self._turn is not None:
+            await self._turn()
+
         try:
             async with (
-                asyncio.timeout(self._timeout),
+                asyncio.timeout(self._seconds),
                 session.request(
                     method, self._address(path), proxy=self._proxy, **content
                 ) as response,
@@ -175,8 +193,12 @@ class Wire:
             self._raise_status(path, status, error, None)
         return data
 
+    @property
+    def _seconds(self) -> float:
+        return self._timeout if self._brief is None else self._brief
+
     def _late(self) -> Failure:
-        told = f"{self.url} did not answer within {self._timeout:g} s"
+        told = f"{self.url} did not answer within {self._seconds:g} s"
         return Failure(told, transient=True, late=True)
 
     def _raise_status(self, path: str, status: int, body: object, wait: float | None) -> NoReturn:

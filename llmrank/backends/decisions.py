@@ -11,10 +11,10 @@ from typing import Any
 
 from llmrank.backends._answers import Failure, read
 from llmrank.backends._patience import patiently
-from llmrank.backends._trials import Trials
 from llmrank.backends._wire import NoRoute
 from llmrank.backends.dialects import UNKNOWN
 from llmrank.backends.openai import OpenAIBackend
+from llmrank.backends.probe import greet
 from llmrank.backends.wrappers.base import side_by_side
 from llmrank.errors import BackendError, CapabilityError, SpecError
 from llmrank.request import Reply, Request, Tokenizer, Want
@@ -121,7 +121,7 @@ class DecisionsBackend:
         """
         async with self._identifying:
             if not self._identified:
-                await Trials(self._server, 0.5).identify()
+                await greet(self._server)
                 self._identified = True
         groups = list(self._groups(requests))
         found = await side_by_side([self._freely([requests[i] for i in own]) for own in groups])

@@ -51,11 +51,12 @@ class Learnt:
     `labels` maps the route to the way of getting label probabilities that works, `likelihood` is
     the way of scoring a given text, `thinking` what keeps a reasoning model from thinking: names in
     `llmrank.backends.dialects`.
-    `context` is how many tokens a prompt and its reply may have together, and `tokenizes` whether
-    the server's tokenizer can be asked.
+    `version` is what the server says of itself, `context` how many tokens a prompt and its reply
+    may have together, and `tokenizes` whether the server's tokenizer can be asked.
     """
 
     dialect: str = UNKNOWN
+    version: str = ""
     limit: str = ""
     unsent: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -123,8 +124,9 @@ class OpenAIBackend:
 
     def adopt(self, learnt: Learnt) -> None:
         """Use what a probe found out."""
-        self.learnt = learnt
-        self.__dict__.pop("tokenizer", None)
+        before, self.learnt = self.learnt, learnt
+        if (learnt.context, learnt.tokenizes) != (before.context, before.tokenizes):
+            self.__dict__.pop("tokenizer", None)
 
     def _learn(self, **found: Any) -> None:  # noqa: ANN401 - fields of Learnt
         self.learnt = replace(self.learnt, **found)

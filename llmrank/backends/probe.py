@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llmrank.backends._answers import Failure
+from llmrank.backends._greeting import Greeting
 from llmrank.backends._trials import Capability, Trials
-from llmrank.backends.dialects import DIALECTS, LIKELIHOOD, THINKING_OFF, UNKNOWN
+from llmrank.backends._wire import Turn
+from llmrank.backends.dialects import DIALECTS, LIKELIHOOD, THINKING_OFF, UNKNOWN, by_url
 from llmrank.backends.openai import Learnt, OpenAIBackend
+from llmrank.backends.tokens import Estimate
+from llmrank.backends.wrappers import Minute, Wrapper
+from llmrank.backends.wrappers.base import side_by_side
 from llmrank.errors import BackendError
+from llmrank.request import Backend, Reply, Request
 
 FILE = "probe.json"
-FORMAT = 1
+FORMAT = 2
+
+TRIAL_SECONDS = 20.0
+"""How long a probe waits for an answer."""
+
+GREETING_SECONDS = 5.0
+"""How long a greeting may take; it asks three times at most, one after another."""
+
+TRIAL_TOKENS = 100
+"""Tokens that a request of a probe counts for in a minute; it has fewer."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +48,7 @@ class Probe:
     that a prompt and its answer may have together: empty or None where it does not say. `seconds`
     is the time of a one-token call. `can` holds every capability by name. `sample` are the real
     probabilities of Yes and No for a question whose answer is obvious, empty without any.
-    `settled` is false where trouble left something open. `learnt` is what the backend uses.
+    `learnt` is what the backend uses.
     """
 
     url: str
@@ -38,8 +60,12 @@ class Probe:
     seconds: float | None
     can: Mapping[str, Capability]
     sample: Mapping[str, float]
-    settled: bool
     learnt: Learnt
+
+    @property
+    def settled(self) -> bool:
+        """Whether no trouble left a capability open."""
+        return all(one.settled for one in self.can.values())
 
     @property
     def uses(self) -> Mapping[str, str]:
@@ -123,17 +149,28 @@ def _use(*choices: tuple[str, Capability]) -> str:
     return f"not available: {choices[0][1].note if choices else 'this server has no such route'}"
 
 
-async def probe(backend: OpenAIBackend, *, wait: float = 0.5) -> Probe:
+async def probe(
+    backend: OpenAIBackend,
+    *,
+    wait: float = 0.5,
+    seconds: float = TRIAL_SECONDS,
+    turn: Turn | None = None,
+    known: Probe | None = None,
+) -> Probe:
     """What the backend's server can do with its model, found out with about thirty tiny requests.
 
-    The backend uses what was found from then on. A request that fails for a moment is put again
-    twice, after `wait` seconds and twice that, or as long as the server asks. Raises `BackendError`
-    where nothing answers, or where the key, the account or the model is refused; a missing
-    capability is never an error.
+    The backend uses what was found from then on. Each request takes its `turn` first and is waited
+    for `seconds` seconds. One that fails for a moment is put again twice, after `wait` seconds and
+    twice that, or as long as the server asks. Of what is `known` only what was left open is tried.
+    Raises `BackendError` where nothing answers, or where the key, the account or the model is
+    refused everywhere; a missing capability is never an error.
     """
+    if known is None:
+        backend.adopt(Learnt(dialect=backend.wire.dialect))
     trials = Trials(backend, wait)
-    await trials.identify()
-    can = await trials.all()
+    with backend.wire.trying(seconds, turn):
+        await trials.identify()
+        can = await trials.all(known.can if known else {})
     if trials.blocked and not (can["chat"] or can["completions"] or can["embeddings"]):
         raise BackendError(trials.blocked[0])
     route = backend.dialect.tokenizer
@@ -141,6 +178,9 @@ async def probe(backend: OpenAIBackend, *, wait: float = 0.5) -> Probe:
     served = route is not None and route.field in ("prompt", "content")
     tokenizes = bool(can["tokenizer"]) and served
     backend.adopt(replace(backend.learnt, context=trials.context, tokenizes=tokenizes))
+    if isinstance(backend.tokenizer, Estimate):
+        # An estimate may be half as much again: prompts that fit would be cut or refused.
+        backend.adopt(replace(backend.learnt, context=None))
     return Probe(
         url=backend.url,
         model=backend.model,
@@ -148,27 +188,138 @@ async def probe(backend: OpenAIBackend, *, wait: float = 0.5) -> Probe:
         version=trials.version,
         models=trials.models,
         context=trials.context,
-        seconds=trials.seconds,
+        seconds=trials.seconds or (known.seconds if known else None),
         can=can,
-        sample=trials.sample,
-        settled=not trials.blocked,
+        sample=trials.sample or (known.sample if known else {}),
         learnt=backend.learnt,
     )
 
 
-def recall(backend: OpenAIBackend, folders: Sequence[Path]) -> bool:
-    """Make a backend use what one of the folders keeps of its server; whether one does."""
+def recall(backend: OpenAIBackend, folders: Sequence[Path]) -> Probe | None:
+    """Make a backend use what one of the folders keeps of its server, if one does."""
     for folder in folders:
         found = Probe.load(folder, backend.url, backend.model)
         # A dialect that the user names goes before what was found.
-        if found is not None and backend.learnt.dialect in (UNKNOWN, found.learnt.dialect):
+        if found is not None and backend.wire.dialect in (UNKNOWN, found.learnt.dialect):
             backend.adopt(found.learnt)
-            return True
-    return False
+            return found
+    return None
 
 
-async def keep(backend: OpenAIBackend, folder: Path) -> None:
-    """Probe a backend's server and keep what was found in a folder, if no trouble left it open."""
-    found = await probe(backend)
-    if found.settled:
-        found.save(folder)
+async def keep(
+    backends: Sequence[OpenAIBackend], folders: Sequence[Path], turns: Sequence[Turn | None]
+) -> None:
+    """Probe servers at once, each at its own turns, and keep what is found in the first folder.
+
+    What one of the folders keeps already is not tried again, unless the server says that it is of
+    another kind or version now. Servers that do not answer are logged where another one does, or
+    where something is kept of them. Raises `BackendError` where none does.
+    """
+    pairs = zip(backends, turns, strict=True)
+    errors = await side_by_side([_keep(backend, folders, turn) for backend, turn in pairs])
+    failed = [error for error in errors if error is not None]
+    if failed and len(failed) == len(errors):
+        raise failed[0]
+    for error in failed:
+        log.warning("a server was not probed: %s", error)
+
+
+async def _keep(
+    backend: OpenAIBackend, folders: Sequence[Path], turn: Turn | None
+) -> BackendError | None:
+    """Probe one server; the error where nothing can be known of it."""
+    known = recall(backend, folders)
+    changed = await greet(backend) if known else ""
+    if changed:
+        log.info("%s is probed anew: %s", backend.url, changed)
+    elif known and known.settled:
+        return None
+    try:
+        found = await probe(backend, turn=turn, known=None if changed else known)
+    except BackendError as error:
+        if known is None:
+            return error
+        log.warning("what is kept of a server is used; it was not probed: %s", error)
+        backend.adopt(known.learnt)
+        return None
+    found.save(folders[0])
+    return None
+
+
+async def greet(backend: OpenAIBackend, *, seconds: float = GREETING_SECONDS) -> str:
+    """Ask a server what it is, by a few free requests, and use its dialect and version.
+
+    Never fails, and takes at most so many seconds. Returns in which way the server is not the
+    one that the backend knew: what was known of it is then not used any more, but for what decides
+    which prompts it is sent and under which name its answers are kept.
+    The context length that it states is not used: an estimate of tokens would cut prompts that
+    fit, and the prompts of a run may not depend on whether its server answers just now.
+    """
+    greeting = Greeting(backend)
+    with suppress(BackendError, Failure, TimeoutError), backend.wire.trying(seconds / 3):
+        async with asyncio.timeout(seconds):
+            await greeting.identify()
+    return greeting.changed
+
+
+class Greeted(Wrapper):
+    """Greets a server before the first request that is really sent to it.
+
+    One whose address tells what it is, or that is only asked for vectors, is not.
+    """
+
+    def __init__(self, inner: Backend, server: OpenAIBackend) -> None:
+        super().__init__(inner)
+        self._server = server
+        self._greeting = asyncio.Lock()
+        self._greeted = by_url(server.url) != UNKNOWN
+
+    async def answer(self, requests: Sequence[Request]) -> list[Reply]:
+        """Replies in the order of the requests."""
+        if not self._greeted and any(request.want != "vectors" for request in requests):
+            async with self._greeting:
+                if not self._greeted:
+                    await self._greet()
+        return await self.inner.answer(requests)
+
+    async def _greet(self) -> None:
+        if changed := await greet(self._server):
+            log.warning(
+                "%s has changed since it was probed (%s): but for how it is kept from thinking and "
+                "counts tokens, what the probe found is not used; --probe finds out anew",
+                self._server.url,
+                changed,
+            )
+        self._greeted = True
+
+
+def alike(backends: Sequence[OpenAIBackend]) -> list[OpenAIBackend]:
+    """Those that answer alike as one pool, the one that takes the shortest prompts first.
+
+    Where a model is kept from thinking at some of its servers, the others are left out and logged.
+    """
+    quiet = [backend for backend in backends if backend.learnt.thinking]
+    for backend in backends if quiet else ():
+        if backend not in quiet:
+            log.warning(
+                "%s is left out of the pool: what keeps its model from thinking is not known, as "
+                "it is of the others; --probe finds it out",
+                backend.url,
+            )
+
+    def room(backend: OpenAIBackend) -> tuple[float, bool]:
+        return backend.learnt.context or math.inf, not backend.learnt.tokenizes
+
+    return sorted(quiet or backends, key=room)
+
+
+def paced(minute: Minute) -> Turn:
+    """What waits until a minute has room for one more request of a probe."""
+
+    async def turn() -> None:
+        loop = asyncio.get_running_loop()
+        while (free := minute.when(loop.time(), TRIAL_TOKENS)) > (now := loop.time()):
+            await asyncio.sleep(free - now)
+        minute.send(now, TRIAL_TOKENS)
+
+    return turn

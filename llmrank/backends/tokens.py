@@ -253,6 +253,10 @@ class _Refused(BackendError):
     """The server answers, but has no such route or not for this."""
 
 
+class _Away(BackendError):
+    """The server does not answer, but may later."""
+
+
 class Served:
     """The tokenizer of a running server: vLLM, SGLang or llama.cpp.
 
@@ -368,20 +372,13 @@ class Served:
 
     def _asked(self, route: str, body: Mapping[str, object]) -> dict[str, Any]:
         """What the first server that is not away answers."""
-        servers = self._servers
-        for number, server in enumerate(servers, start=1):
+        for _ in self._servers[1:]:
+            server = self._servers[0]
             try:
-                answer = server._posted(route, body)
-            except _Refused:
-                raise
-            except BackendError:
-                if number == len(servers):
-                    raise
-                continue
-            if number > 1:
-                self._servers = (server, *(other for other in servers if other is not server))
-            break
-        return answer
+                return server._posted(route, body)
+            except _Away:
+                self._servers = (*(one for one in self._servers if one is not server), server)
+        return self._servers[0]._posted(route, body)
 
     def _posted(self, route: str, body: Mapping[str, object]) -> dict[str, Any]:
         import openai
@@ -389,10 +386,10 @@ class Served:
         try:
             answer = self._client.post(f"{self._root}{route}", cast_to=object, body=body)
         except openai.APIStatusError as error:
-            kind = BackendError if error.status_code in AWAY else _Refused
+            kind = _Away if error.status_code in AWAY else _Refused
             raise kind(f"{self.counting} cannot be asked: {error}") from error
         except openai.OpenAIError as error:
-            raise BackendError(f"{self.counting} cannot be asked: {error}") from error
+            raise _Away(f"{self.counting} cannot be asked: {error}") from error
         if not isinstance(answer, dict):
             raise BackendError(f"{self.counting} answers with something that is no JSON object")
         return answer

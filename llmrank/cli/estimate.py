@@ -11,12 +11,13 @@ import llmrank.cli.screen as screen
 from llmrank.cli.rerank import UNNAMED
 
 
-@o.with_model(sends=False)
+@o.with_model()
 def estimate(
     run: o.Run,
     corpus: o.Corpus,
     queries: o.Queries,
     settings: o.Settings,
+    max_failures: float,
     method: o.Method = None,
     limit: o.Limit = None,
     out: o.Out = None,
@@ -24,10 +25,11 @@ def estimate(
 ) -> None:
     """Count the calls, tokens, money and rounds of a rerank run before anything is sent.
 
-    Give the flags of the rerank command, --out too: answers that its journal or those beside it
-    have are known and cost nothing. Methods whose calls depend on the answers have a range of
-    calls, from a model that confirms the first-stage order to the most that there can be; rounds,
-    tokens and cost are those of the former.
+    Takes the flags of the rerank command. Answers that the journal in --out or those beside it
+    have are known and cost nothing. The estimate is of the whole run: caps do not change it, and
+    nothing is probed. Methods whose calls depend on the answers have a range of calls, from a model
+    that confirms the first-stage order to the most that there can be; rounds, tokens and cost are
+    those of the former.
     """
     from tempfile import TemporaryDirectory
 
@@ -45,7 +47,7 @@ def estimate(
         with closing(Journal(Path(scratch) / JOURNAL, also)) as journal:
             found = api.estimate(settings, chosen, inputs, journal, model=model)
     if as_json:
-        screen.show({"method": str(chosen), "model": model.identity, **asdict(found)})
+        screen.show({"method": str(chosen), **asdict(found)})
         return
     # The fewest are those of a model that confirms the first-stage order.
     more = f" to {found.calls_at_most:,}" if found.calls_at_most > found.calls else ""
@@ -53,7 +55,7 @@ def estimate(
         ["", ""],
         [
             ["method", str(chosen)],
-            ["model", model.identity],
+            ["model", found.model],
             ["queries", f"{found.queries:,}"],
             ["calls", f"{found.calls:,}{more}"],
             ["answers known", f"{found.known:,}"],
@@ -69,5 +71,10 @@ def estimate(
             ],
             ["passages cut", f"{found.passages_cut:,}"],
             ["prompts that cannot fit", f"{found.too_long:,}"],
+            *(
+                [["minutes, at least, by --rpm and --tpm", f"{found.seconds_at_least / 60:,.0f}"]]
+                if settings.rpm or settings.tpm
+                else []
+            ),
         ],
     )

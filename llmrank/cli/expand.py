@@ -64,7 +64,7 @@ def expand(
         tally = api.expand_run(
             session, expander, asked, folder, retriever, source=queries, k=k, progress=progress
         )
-    screen.outcome(tally, time.perf_counter() - started)
+    screen.outcome(tally, session.meter, time.perf_counter() - started)
     if as_json:
         typer.echo((folder.path / "summary.json").read_text(encoding="utf-8"), nl=False)
     elif out is None:

@@ -148,7 +148,7 @@ Probe = Annotated[
         "--probe/--no-probe",
         panel=MODEL,
         envvar="LLMRANK_PROBE",
-        help="First find out what a new server can do: about 30 tiny requests, kept in --out.",
+        help="First try out what a new server can do: about 30 tiny requests, kept in --out.",
     ),
 ]
 Prices = Annotated[
@@ -190,8 +190,6 @@ _SHARED: Mapping[str, tuple[object, object]] = {
     "thinking": (Thinking, 0),
     "in_flight": (InFlight, 32),
     "prices": (Prices, ""),
-}
-_SENDING: Mapping[str, tuple[object, object]] = {
     "max_calls": (MaxCalls, None),
     "max_tokens": (MaxTokens, None),
     "max_cost": (MaxCost, None),
@@ -208,15 +206,13 @@ _EMBEDDING: Mapping[str, tuple[object, object]] = {
 }
 
 
-def with_model(
-    *, sends: bool = True, embeds: bool = False
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options that choose a model; it gets them as one `settings` argument.
+def with_model(*, embeds: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of a model and the caps, as one `settings` argument.
 
-    A command that `sends` also has the caps, and gets `max_failures`; one that `embeds` also has
-    the options of an embedding model.
+    It gets `max_failures` beside them; one that `embeds` also has the options of an embedding
+    model.
     """
-    shared = {**_SHARED, **(_SENDING if sends else {}), **(_EMBEDDING if embeds else {})}
+    shared = {**_SHARED, **(_EMBEDDING if embeds else {})}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True).parameters
@@ -230,8 +226,7 @@ def with_model(
         @functools.wraps(command)
         def run(**given: Any) -> None:  # noqa: ANN401 - typer has checked every option
             chosen = {name: given.pop(name) for name in shared}
-            if "max_failures" in chosen:
-                given["max_failures"] = chosen.pop("max_failures")
+            given["max_failures"] = chosen.pop("max_failures")
             command(settings=settings(**chosen), **given)
 
         run.__dict__["__signature__"] = inspect.Signature(parameters)
@@ -245,10 +240,10 @@ def settings(
     *,
     prompt: list[str] | None,
     prices: str,
-    max_calls: int | None = None,
-    max_tokens: int | None = None,
-    max_cost: float | None = None,
-    max_seconds: float | None = None,
+    max_calls: int | None,
+    max_tokens: int | None,
+    max_cost: float | None,
+    max_seconds: float | None,
     **given: Any,  # noqa: ANN401 - fields of Settings
 ) -> Settings:
     """The settings of a session from what was given on the command line."""

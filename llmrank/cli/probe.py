@@ -9,22 +9,27 @@ import llmrank.cli.screen as screen
 def probe(model: o.Model = None, base_url: o.BaseUrl = None, as_json: o.Json = False) -> None:
     """Try what a model can do, and say what each family of methods will use.
 
-    Sends about thirty requests of a few tokens each.
+    Sends about thirty requests of a few tokens each, to each of several servers.
     """
-    from llmrank.api.probing import probe as try_out
+    from llmrank.api.probing import differences, probe_each
 
-    found = try_out(model, base_url)
+    found = probe_each(model, base_url)
+    differ = differences(found)
     if as_json:
-        screen.show(found)
+        screen.show(found[0] if len(found) == 1 else {"servers": found, "differ": differ})
         return
-    screen.table(
-        ["", ""], [[name.replace("_", " "), _told(value)] for name, value in found.items()]
-    )
+    for one in found:
+        title = str(one.get("url", one.get("model"))) if len(found) > 1 else ""
+        rows = [[name.replace("_", " "), _told(value)] for name, value in one.items()]
+        screen.table(["", ""], rows, title=title)
+    if differ:
+        rows = [[name.replace("_", " "), "; ".join(told)] for name, told in differ.items()]
+        screen.table(["", ""], rows, title="where the servers differ")
 
 
 def _told(value: object) -> str:
     if isinstance(value, dict) and "works" in value:
-        answer = "yes" if value["works"] else "no"
+        answer = "yes" if value["works"] else "no" if value["settled"] else "open"
         return f"{answer} ({value['note']})" if value["note"] else answer
     if isinstance(value, dict):
         shares = ", ".join(f"P({name}) = {share:.4f}" for name, share in value.items())

@@ -41,18 +41,17 @@ def rerank(
     asked = connect(settings.model, base_url=settings.base_url)
     chosen = rerank.parse(method) if method else api.default_method(asked)
     api.check(settings, asked, chosen.needs)
-    screen.note(f"{chosen} by {asked.identity}, into {out or UNNAMED}")
     with trec.rereadable(run) as first:
         inputs = api.Inputs(api.RunInput(first, corpus, queries, limit), chosen.depth)
         inputs.attempt(chosen)
         # Not earlier, so that a mistake in what was given leaves no folder behind.
         folder = RunFolder(out or UNNAMED)
-        with (
-            api.Session(settings, folder.journal(), model=asked) as session,
-            screen.progress("queries", len(inputs.queries)) as progress,
-        ):
-            tally = api.rerank_run(session, chosen, inputs, folder, progress=progress)
-    screen.outcome(tally, time.perf_counter() - started)
+        with api.Session(settings, folder.journal(), model=asked) as session:
+            # Only the session knows what a probe has found out, which is part of the name.
+            screen.note(f"{chosen} by {session.model.identity}, into {folder.path}")
+            with screen.progress("queries", len(inputs.queries)) as progress:
+                tally = api.rerank_run(session, chosen, inputs, folder, progress=progress)
+    screen.outcome(tally, session.meter, time.perf_counter() - started)
     if as_json:
         typer.echo((folder.path / "summary.json").read_text(encoding="utf-8"), nl=False)
     elif out is None:

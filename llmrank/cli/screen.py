@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from llmrank.api.runs import Progress
+    from llmrank.backends.wrappers import Meter
     from llmrank.types import Tally
 
 
@@ -39,7 +40,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
     console = Console(highlight=False)
     if not console.is_terminal:
         # A file or a pipe gets whole lines, whatever the width of the terminal.
-        console = Console(highlight=False, width=200)
+        console = Console(highlight=False, width=1 << 20)
     console.print(drawn)
 
 
@@ -72,15 +73,18 @@ def progress(label: str, total: int | None = None) -> Iterator[Progress]:
         yield update
 
 
-def outcome(tally: Tally, seconds: float) -> None:
-    """What a run cost, in one line on standard error."""
+def outcome(tally: Tally, meter: Meter, seconds: float) -> None:
+    """What a run cost, on standard error."""
     statuses = ", ".join(f"{count} {status}" for status, count in tally.outcomes.items())
-    sent = tally.asks - tally.reused
     note(
-        f"{tally.asks} asks ({statuses or 'none'}), {sent} sent, {tally.reused} from the journal, "
+        f"{tally.asks} asks ({statuses or 'none'}), {meter.requests} requests sent, "
+        f"{tally.reused} from the journal, "
         f"{tally.usage.prompt_tokens:,} prompt and {tally.usage.completion_tokens:,} completion "
         f"tokens, {tally.cut} passages cut, {seconds:.1f} s"
     )
+    if meter.faults:
+        counts = (f"{count} {kind}" for kind, count in meter.faults.most_common())
+        note(f"  {meter.errors} requests failed: {', '.join(counts)}")
     for status, said in tally.problems.items():
         note(f"  first {status}: {said}")
     for stage, cost in tally.stages.items():

@@ -103,23 +103,24 @@ def _to_words(text: str, words: int, truncation: Truncation) -> str:
         return text
     if truncation == "tail":
         return " ".join(parts[-words:])
-    if truncation == "head" or words < LEAST_BOTH:
-        return " ".join(parts[:words])
     last = (words - 1) // 2
+    if truncation == "head" or not last:
+        return " ".join(parts[:words])
     return " ".join(parts[: words - 1 - last]) + GAP + " ".join(parts[-last:])
 
 
 def _to_tokens(text: str, tokens: int, truncation: Truncation, tokenizer: Tokenizer) -> str:
     """What is left may be read as more tokens than it was part of, so it is counted anew."""
-    keep = tokens - (tokenizer.count(GAP) if truncation == "middle" else 0)
-    while keep > 0:
+    both = truncation == "middle"
+    keep = tokens - (tokenizer.count(GAP) if both else 0)
+    while keep > both:
         shown = _kept(text, keep, truncation, tokenizer)
         over = tokenizer.count(shown) - tokens
         if over <= 0:
             return shown
         keep -= over
     # There is no room for both ends, or not for one character.
-    return _to_tokens(text, tokens, "head", tokenizer) if truncation == "middle" else ""
+    return _to_tokens(text, tokens, "head", tokenizer) if both else ""
 
 
 def _kept(text: str, tokens: int, truncation: Truncation, tokenizer: Tokenizer) -> str:

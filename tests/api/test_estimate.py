@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from llmrank import Caps, Session, Settings, trec
 from llmrank.api import Estimate, Inputs, RunInput, estimate, rerank_run
+from llmrank.backends.wrappers import Minute
 from llmrank.rerank import Method, Ranker, parse
 from llmrank.store import Journal, RunFolder
 from tests.api.judges import MODEL, passage
@@ -128,6 +129,47 @@ def test_tokens_of_a_server_are_an_upper_bound(data: Data, server: Server, tmp_p
     asked = [body["max_tokens"] for body in server.bodies("/chat/completions")]
     assert told.usage.completion_tokens == sum(asked)
     assert told.cost == caps.price(told.usage) > 0
+
+
+@pytest.mark.parametrize("limit", [1, 7, 23, 24, 100])
+def test_limits_per_minute_say_how_long_a_run_takes_at_the_least(
+    data: Data, server: Server, limit: int
+) -> None:
+    method, url = parse("yesno"), server.url
+    told = estimate(Settings(MODEL, url, rpm=limit), method, data.inputs(method))
+    assert told.seconds_at_least == until_sent(Minute(rpm=limit), [0] * told.calls)
+    each = told.usage.prompt_tokens // told.calls
+    tokens = Settings(MODEL, url, tpm=limit * each)
+    least = estimate(tokens, method, data.inputs(method)).seconds_at_least
+    sent = until_sent(Minute(tpm=limit * each, count=len), [each] * told.calls)
+    assert least <= sent + 60
+    assert least > 0 or limit > 20
+    pool = Settings(MODEL, f"{url},{url}", rpm=limit)
+    assert estimate(pool, method, data.inputs(method)).seconds_at_least == until_sent(
+        Minute(rpm=2 * limit), [0] * told.calls
+    )
+
+
+def test_what_no_limit_holds_for_takes_no_time_by_it(data: Data) -> None:
+    method = parse("yesno")
+    for rpm in (None, 23, 1 << 40):
+        told = estimate(Settings(data.model, rpm=rpm), method, data.inputs(method))
+        assert told.seconds_at_least == 0
+
+
+def until_sent(minute: Minute, requests: Sequence[int]) -> float:
+    """Seconds until the last of some requests is sent, as early as a limit lets each of them."""
+    now = 0.0
+    for tokens in requests:
+        now = minute.when(now, tokens)
+        minute.send(now, tokens)
+    return now
+
+
+def test_prompts_that_cannot_fit_the_context_are_told(data: Data, server: Server) -> None:
+    method = parse("sliding(window=13)")
+    told = estimate(Settings(f"{MODEL},context=260", server.url), method, data.inputs(method))
+    assert (told.too_long, told.calls) == (1, 2)
 
 
 def test_caps_do_not_hide_what_a_whole_run_would_send(data: Data) -> None:

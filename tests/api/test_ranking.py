@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank import Candidate, Document, Query, Ranking, Reranker
 from llmrank.errors import BackendError, InputError, LlmrankError
 from tests.api.judges import MODEL, answer, passage, prompts, sent
+from tests.effort import examples
 from tests.servers import Server, chat, refuses, sends
 
 QUERY = "what is a text worth"
@@ -54,7 +55,7 @@ def test_below_the_depth_the_order_stays(server: Server) -> None:
     assert sent(server) == 3
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.data())
 def test_scores_strictly_fall_and_nobody_is_lost(judgements: Path, data: st.DataObject) -> None:
     scores = data.draw(st.lists(st.floats(-9, 9), max_size=12))

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
+import math
 import subprocess
 import sys
 import threading
@@ -23,6 +25,7 @@ from llmrank.backends.oracle import Oracle
 from llmrank.errors import BackendError, CapabilityError, InputError, LlmrankError, SpecError
 from llmrank.store import Journal
 from tests import servers
+from tests.api.judges import sent
 from tests.judge import asked, judge
 from tests.servers import Server
 
@@ -140,6 +143,7 @@ def test_what_cannot_be_ranked(qrels: str, query: Any, passages: Any, told: str)
         (lambda m: Reranker(m, prompts={"order": "nosuch"}), SpecError),
         (lambda m: Reranker(m, prompts={"grade": "yesno"}, method="sliding"), SpecError),
         (lambda m: Reranker(m, in_flight=0), InputError),
+        (lambda m: Reranker(m, remember=-1), InputError),
         (lambda m: Reranker("openai:x"), BackendError),
     ],
 )
@@ -282,10 +286,102 @@ def test_a_journal_pays_once(server: Server, tmp_path: Path) -> None:
     journal.close()
 
 
+SAMPLED = """
+ask = "order"
+description = "passages in an order that is drawn"
+[params]
+max_tokens = 50
+temperature = 0.7
+[[messages]]
+role = "user"
+text = "{{ query }}\\n{% for p in passages %}[{{ p.number }}] {{ p }}\\n{% endfor %}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "prompt"),
+    [
+        ("yesno", ""),
+        ("psc(sliding(window=3, stride=1), samples=3)", ""),
+        ("psc(sliding(window=3, stride=1), samples=3)", SAMPLED),
+    ],
+)
+def test_without_a_journal_no_equal_request_is_sent_again(
+    server: Server, tmp_path: Path, method: str, prompt: str
+) -> None:
+    (tmp_path / "own.toml").write_text(prompt)
+    prompts = {"order": tmp_path / "own.toml"} if prompt else {}
+    # What is shuffled is shuffled by the query's id.
+    given = [(Query("q", QUERY), TEXTS)] * 3
+
+    def ranked(remember: int) -> tuple[list[llmrank.Ranking], list[str]]:
+        server.received.clear()
+        with Reranker(
+            "openai:m", base_url=server.url, method=method, prompts=prompts, remember=remember
+        ) as reranker:
+            rankings = [*reranker.rank_many(given), reranker.rank(*given[0])]
+        return rankings, [json.dumps(body) for body in server.bodies("/chat/completions")]
+
+    every, bodies = ranked(0)
+    assert len(bodies) == sum(ranking.tally.asks for ranking in every) >= 4 * 5
+    assert ("seed" in bodies[0]) is bool(prompt)
+    once, fewer = ranked(100)
+    assert sorted(fewer) == sorted(set(bodies))
+    assert [ranking.hits for ranking in once] == [ranking.hits for ranking in every]
+    assert sum(ranking.tally.reused for ranking in once) == len(bodies) - len(fewer)
+
+
+def test_of_many_answers_the_oldest_are_forgotten(server: Server) -> None:
+    with Reranker("openai:m", base_url=server.url, method="yesno", remember=5) as reranker:
+        for texts, count in [(TEXTS, 5), (TEXTS, 5), (["new"], 6), (TEXTS[1:], 6), (TEXTS[:1], 7)]:
+            reranker.rank(QUERY, texts)
+            assert sent(server) == count
+
+
+def test_what_failed_is_not_remembered(server: Server) -> None:
+    server.script("/chat/completions", servers.refuses(400, "no"), servers.sends(servers.chat("1")))
+    with Reranker("openai:m", base_url=server.url) as reranker:
+        assert reranker.rank(QUERY, TEXTS[:2]).tally.failures >= 1
+        before = sent(server)
+        reranker.rank(QUERY, TEXTS[:2])
+        assert sent(server) > before
+
+
 def test_caps(server: Server) -> None:
     with Reranker("openai:m", base_url=server.url, method="yesno", caps=Caps(calls=3)) as reranker:
         tally = reranker.rank(QUERY, TEXTS).tally
     assert (tally.asks, tally.unasked, asked(server)) == (3, 2, 3)
+
+
+def test_what_is_no_number_is_no_limit() -> None:
+    for cap in ({"cost": math.nan}, {"seconds": math.nan}, {"calls": -1}):
+        with pytest.raises(InputError, match="0 or more"):
+            Caps(**cap)
+
+
+def test_without_a_key_the_journal_is_let_go_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    journal = Journal(tmp_path / "j.sqlite")
+    with pytest.raises(BackendError, match="no API key"):
+        api.Session(api.Settings(model="openai:m"), journal)
+    with pytest.raises(InputError, match="closed database"):
+        journal.get("k")
+
+
+def test_settings_have_all_else(server: Server) -> None:
+    settings = api.Settings(model="openai:m", base_url=server.url, thinking=500, passage_words=2)
+    with Reranker(settings=settings, method="full(by=text)", remember=0) as reranker:
+        reranker.rank("tides", ["the moon and more", "dough"])
+    (body,) = server.bodies("/chat/completions")
+    shown = body["messages"][-1]["content"]
+    assert "the moon" in shown
+    assert "and more" not in shown
+    assert body["max_tokens"] > 500
+    with Reranker("openai:other", settings=settings, method="full(by=text)") as reranker:
+        assert "openai:other" in repr(reranker)
 
 
 def test_a_prompt_of_ones_own(server: Server, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank import evaluate
@@ -26,6 +26,7 @@ from llmrank.errors import CapabilityError, InputError
 from llmrank.plan import Ask, Attend, Grade, Likelihood, Order, Pick, Write, drive
 from llmrank.rerank import parse
 from llmrank.types import Candidate, Document, Query
+from tests.effort import examples
 
 QUERY = Query("q", "small query")
 DOCS = tuple(Document(f"d{i}", "") for i in range(40))
@@ -147,7 +148,7 @@ def test_impossible_noise_is_an_error(given: dict[str, float]) -> None:
         Noise(**given)  # type: ignore[arg-type]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     ranked=st.lists(st.integers(-2, 4), min_size=1, max_size=25),
     elsewhere=st.lists(st.integers(-2, 4), max_size=15),
@@ -257,7 +258,7 @@ def test_a_first_stage_below_chance_is_an_error() -> None:
         synthetic_cases(0)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(queries=st.integers(1, 4), n=st.integers(1, 30), seed=st.integers(0, 99))
 def test_drawn_data_of_any_size(queries: int, n: int, seed: int) -> None:
     cases = synthetic_cases(queries, n, first_stage=1.0, seed=seed)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank.backends.oracle import Oracle, grade_of
@@ -16,6 +16,7 @@ from llmrank.errors import InputError
 from llmrank.plan import Answer, Ask, Embed, Grade, Likelihood, LogProb, Order, Write
 from llmrank.prompts import PromptSet
 from llmrank.types import Document, Query, Status
+from tests.effort import examples
 
 QUERY = Query("q", "two words")
 PROMPTS = PromptSet()
@@ -52,7 +53,7 @@ def _logprob(oracle: Oracle, doc: Document) -> LogProb:
 GRADES = st.lists(st.integers(-1, 3), min_size=1, max_size=20)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(GRADES)
 def test_a_perfect_judge_sorts_by_grade(grades: list[int]) -> None:
     oracle = Oracle({"q": {f"d{i}": grade for i, grade in enumerate(grades)}})

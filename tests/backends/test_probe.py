@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,8 @@ from llmrank.backends.dialects import (
     by_url,
 )
 from llmrank.backends.openai import Learnt, OpenAIBackend
-from llmrank.backends.probe import FILE, Probe, keep, probe, recall
+from llmrank.backends.probe import FILE, FORMAT, Probe, alike, greet, keep, paced, probe
+from llmrank.backends.wrappers import Minute
 from llmrank.errors import BackendError
 from llmrank.plan import Write
 from llmrank.request import Message, Params, Reply, Request
@@ -30,13 +32,17 @@ from tests.servers import (
     MODEL,
     SPEAKERS,
     TOP,
+    Behaviour,
     Server,
     Speaker,
+    breaks_off,
     chat,
     refuses,
     sends,
+    sends_html,
     serve,
     speak,
+    waits,
 )
 
 FORMS = {"yes": ("Yes", " Yes", "yes", " yes"), "no": ("No", " No", "no", " no")}
@@ -307,12 +313,16 @@ def test_a_server_that_answers_nothing(server: Server, status: int, said: str) -
         probed(server.url)
 
 
+def paid(server: Server) -> list[str]:
+    """What was asked and may cost something."""
+    return [request.path for request in server.received if request.body]
+
+
 def settled(url: str, folder: Path, model: str = MODEL) -> Learnt:
     async def work() -> Learnt:
         backend = OpenAIBackend(model, base_url=url)
         try:
-            if not recall(backend, [folder]):
-                await keep(backend, folder)
+            await keep([backend], [folder], [None])
             return backend.learnt
         finally:
             await backend.close()
@@ -324,9 +334,9 @@ def test_a_server_is_probed_once(server: Server, tmp_path: Path) -> None:
     url = speak(server, SPEAKERS["vllm"])
     folder = tmp_path / "run"
     first = settled(url, folder)
-    sent = len(server.received)
+    sent = len(paid(server))
     assert settled(url, folder) == first
-    assert len(server.received) == sent
+    assert len(paid(server)) == sent
     loaded = Probe.load(folder, url, MODEL)
     assert loaded is not None
     assert loaded.learnt == first
@@ -341,7 +351,7 @@ def test_a_server_is_probed_once(server: Server, tmp_path: Path) -> None:
     [
         lambda text: text[:100],
         lambda text: "[]",
-        lambda text: text.replace('"format": 1', '"format": 0'),
+        lambda text: text.replace(f'"format": {FORMAT}', '"format": 0'),
         lambda text: text.replace('"enable_thinking=false"', '"of another version"'),
         lambda text: text.replace('"works"', '"worked"'),
         lambda text: text.replace('"dialect": "vllm"', '"dialect": "dutch"'),
@@ -360,11 +370,211 @@ def test_a_broken_file_is_probed_again(
     assert Probe.load(tmp_path, url, MODEL) is None
     assert settled(url, tmp_path) == first
     assert Probe.load(tmp_path, url, MODEL) is not None
-    assert json.loads(file.read_text())["format"] == 1
+    assert json.loads(file.read_text())["format"] == FORMAT
 
 
-def test_what_trouble_left_open_is_not_kept(server: Server, tmp_path: Path) -> None:
+def kept(folder: Path, url: str) -> Probe:
+    found = Probe.load(folder, url, MODEL)
+    assert found is not None
+    return found
+
+
+def test_only_what_trouble_left_open_is_tried_again(server: Server, tmp_path: Path) -> None:
     url = speak(server, SPEAKERS["vllm"])
-    server.script(EMBEDDINGS, refuses(403, "not now"))
+    server.script(EMBEDDINGS, refuses(401, "not with this key"))
+    first = settled(url, tmp_path)
+    assert not kept(tmp_path, url).settled
+    before = len(server.received)
+    server.script(EMBEDDINGS, sends({"data": [{"index": i, "embedding": [1]} for i in (0, 1)]}))
+    assert settled(url, tmp_path) == first
+    assert [r.path for r in server.received[before:] if r.body] == [f"/v1{EMBEDDINGS}"]
+    found = kept(tmp_path, url)
+    assert found.settled
+    assert found.can["embeddings"]
+    assert found.sample["Yes"] > 0.6
+    assert found.seconds is not None
+
+
+def test_what_needs_a_route_in_trouble_is_open_too(server: Server, tmp_path: Path) -> None:
+    url = speak(server, SPEAKERS["vllm"])
+    server.script(CHAT, refuses(503, "loading", headers={"Retry-After": "0"}))
     settled(url, tmp_path)
-    assert not (tmp_path / FILE).exists()
+    found = kept(tmp_path, url)
+    left = {name for name, one in found.can.items() if not one.settled}
+    assert left == {
+        *("chat", "token_limit", "reasoning", "system_role", "stop"),
+        *("structured_output", "chat_logprobs"),
+    }
+    speak(server, SPEAKERS["vllm"])
+    learnt = settled(url, tmp_path)
+    assert kept(tmp_path, url).settled
+    assert learnt.thinking == "enable_thinking=false"
+    assert all(kept(tmp_path, url).can[name] for name in left)
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_refusal_by_a_side_route_is_an_answer(
+    server: Server, tmp_path: Path, status: int
+) -> None:
+    url = speak(server, SPEAKERS["vllm"])
+    server.script(EMBEDDINGS, refuses(status, "the model `m` does not exist here"))
+    settled(url, tmp_path)
+    found = kept(tmp_path, url)
+    assert found.settled
+    told = f"refused: HTTP {status}: the model `m` does not exist here"
+    assert found.can["embeddings"].note == told
+
+
+def test_a_side_route_that_hangs_is_left_open(server: Server) -> None:
+    url = speak(server, SPEAKERS["vllm"])
+    for path in ("/rerank", EMBEDDINGS, "//version"):
+        server.script(path, waits(60, sends({})))
+
+    async def work() -> tuple[Probe, float]:
+        backend = OpenAIBackend(MODEL, base_url=url)
+        started = time.perf_counter()
+        try:
+            return await probe(backend, seconds=0.3), time.perf_counter() - started
+        finally:
+            await backend.close()
+
+    found, took = asyncio.run(work())
+    assert took < 5
+    assert {name for name, one in found.can.items() if not one.settled} == {"rerank", "embeddings"}
+    assert "did not answer within 0.3 s" in found.can["rerank"].note
+    assert found.can["chat_logprobs"].note == "exact token ids"
+    assert sum(r.path == "/v1/rerank" for r in server.received) == 1
+
+
+@pytest.mark.parametrize(
+    ("speaker", "told"),
+    [
+        (SPEAKERS["llama.cpp"], "llama.cpp instead of vllm"),
+        (
+            replace(SPEAKERS["vllm"], routes={"//version": {"version": "0.33.0"}}),
+            "0.33.0 instead of 0.32.0",
+        ),
+        (
+            replace(SPEAKERS["vllm"], row={"owned_by": "vllm", "max_model_len": 512}),
+            "512 instead of 4096",
+        ),
+    ],
+)
+def test_a_server_that_has_changed_is_probed_anew(
+    server: Server, tmp_path: Path, speaker: Speaker, told: str
+) -> None:
+    url = speak(server, SPEAKERS["vllm"])
+    first = settled(url, tmp_path)
+    speak(server, speaker)
+    changed, learnt = greeted(url, first)
+    assert told in changed
+    assert (learnt.labels, learnt.likelihood, learnt.limit) == ({}, "", "")
+    assert (learnt.thinking, learnt.context) == (first.thinking, first.context)
+    second = settled(url, tmp_path)
+    assert second != first
+    assert kept(tmp_path, url).learnt == second
+    assert greeted(url, second)[0] == ""
+
+
+def greeted(url: str, known: Learnt | None = None, *, dialect: str = "") -> tuple[str, Learnt]:
+    async def work() -> tuple[str, Learnt]:
+        backend = OpenAIBackend(MODEL, base_url=url, dialect=dialect)
+        backend.adopt(known or backend.learnt)
+        try:
+            return await greet(backend, seconds=0.5), backend.learnt
+        finally:
+            await backend.close()
+
+    return asyncio.run(work())
+
+
+@pytest.mark.parametrize("name", [name for name, told in TOLD.items() if told[4]])
+def test_a_greeting_tells_kind_and_version_for_nothing(server: Server, name: str) -> None:
+    url = speak(server, SPEAKERS[name])
+    assert greeted(url) == ("", Learnt(dialect=name, version=TOLD[name][4]))
+    assert not paid(server)
+    assert len(server.received) <= 6
+
+
+def test_a_greeting_goes_by_the_models_own_row(server: Server) -> None:
+    server.script("/models", sends({"data": [{"id": "x", "owned_by": "vllm"}, {"id": MODEL}]}))
+    assert greeted(server.url)[1].dialect == "unknown"
+
+
+def test_a_greeting_believes_the_user(server: Server) -> None:
+    url = speak(server, SPEAKERS["llama.cpp"])
+    assert greeted(url, dialect="sglang")[1].dialect == "sglang"
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        refuses(401, "who are you"),
+        refuses(403, "missing scope"),
+        refuses(404, "no such thing"),
+        refuses(500, "broken"),
+        sends_html(),
+        breaks_off(),
+        sends([1, 2]),
+        sends({"data": ["x", {"owned_by": ["vllm"]}]}),
+        waits(60, sends({})),
+    ],
+)
+def test_a_greeting_never_fails(server: Server, trouble: Behaviour) -> None:
+    for path in ("/models", "//version", "//props", "//info", "//api/version", "//get_model_info"):
+        server.script(path, trouble)
+    known = Learnt(dialect="vllm", version="0.32.0", labels={CHAT: "ids"}, context=4096)
+    started = time.perf_counter()
+    assert greeted(server.url)[1].dialect == "unknown"
+    assert greeted(server.url, known) == ("", known)
+    assert time.perf_counter() - started < 3
+
+
+def test_a_greeting_of_nobody_is_quick() -> None:
+    started = time.perf_counter()
+    assert greeted(no_server()) == ("", Learnt())
+    assert time.perf_counter() - started < 1
+
+
+def test_members_of_a_pool_that_answer_alike(caplog: pytest.LogCaptureFixture) -> None:
+    large, small, silent = (
+        OpenAIBackend(MODEL, base_url=f"http://127.0.0.1:{port}/v1") for port in (1, 2, 3)
+    )
+    large.adopt(Learnt(dialect="vllm", context=4096, tokenizes=True))
+    small.adopt(Learnt(dialect="vllm", context=512, tokenizes=True))
+    assert alike([silent, large, small]) == [small, large, silent]
+    assert not caplog.records
+    large.adopt(Learnt(dialect="vllm", thinking="enable_thinking=false"))
+    assert alike([silent, large]) == [large]
+    assert "127.0.0.1:3/v1 is left out of the pool" in caplog.text
+
+
+def test_a_probe_waits_for_room_in_the_minute(server: Server, tmp_path: Path) -> None:
+    url = speak(server, SPEAKERS["vllm"])
+    minute = Minute(rpm=5)
+
+    async def work() -> None:
+        backend = OpenAIBackend(MODEL, base_url=url)
+        try:
+            async with asyncio.timeout(1.0):
+                await keep([backend], [tmp_path], [paced(minute)])
+        finally:
+            await backend.close()
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(work())
+    assert len(server.received) == 5
+
+
+def test_what_is_kept_serves_where_nobody_answers_what_is_open(tmp_path: Path) -> None:
+    with serve() as server:
+        url = speak(server, SPEAKERS["vllm"])
+        server.script(EMBEDDINGS, refuses(401, "not with this key"))
+        first = settled(url, tmp_path)
+    assert not kept(tmp_path, url).settled
+    assert settled(url, tmp_path) == first
+
+
+def test_an_estimate_of_tokens_gets_no_context_from_the_server(server: Server) -> None:
+    found, _ = probed(speak(server, SPEAKERS["tgi"]))
+    assert (found.context, found.learnt.context) == (4096, None)

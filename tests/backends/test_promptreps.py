@@ -21,6 +21,8 @@ from llmrank.request import Reply, Request
 from llmrank.retrieve import BM25Index, minmax
 from tests.backends import tiny
 
+pytestmark = pytest.mark.slow  # loading torch takes longer than all of these
+
 WORDS = ["<unk>", "<s>", "</s>", "the", "bread", "yeast", "dough", "moon", "ocean", "tides"]
 TEXTS = ("bread", "the dough of bread : Yeast, dough", "moon " * 20, "", "tides OCEAN moon")
 ROOMY: Mapping[str, Any] = {"max_position_embeddings": 1024}
@@ -222,7 +224,6 @@ def test_it_searches_as_an_encoder(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.local
-@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_real_model_finds_more_than_chance(collection: Path) -> None:
     """The judged documents of eight queries, among each other: dense, sparse, both, and BM25."""

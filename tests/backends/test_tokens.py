@@ -20,7 +20,7 @@ from llmrank.backends import tokens
 from llmrank.errors import BackendError
 from llmrank.prompts.passages import Limits, Truncation, shorten
 from llmrank.request import Message, Tokenizer
-from tests.servers import Behaviour, Body, Server, refuses, sends, sends_html, serve
+from tests.servers import Behaviour, Body, Server, breaks_off, refuses, sends, sends_html, serve
 
 O200K = "fb374d419588a4632f3f557e76b4b70aebbca790"
 PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
@@ -254,6 +254,64 @@ def test_a_server_that_does_not_tell_is_an_error(server: Server, broken: Behavio
         tokens.Served(server.url, "m").count("text")
     with pytest.raises(BackendError):
         tokens.Served(server.url, "m").chat(CHAT)
+
+
+NOW = {"retry-after-ms": "1"}
+
+
+def test_a_server_that_is_away_for_a_moment_is_asked_again(server: Server) -> None:
+    speak(server, "vllm")
+    away = [refuses(503, "loading", headers=NOW), refuses(502, "no upstream", headers=NOW)]
+    server.script("//tokenize", *away, answering(vllm))
+    assert tokens.Served(server.url, "m").count("text") == 4
+    # Counting a chat otherwise from then on would cut other passages than before.
+    tokenizer = tokens.Served(server.url, "m")
+    server.script("//tokenize", *away * 2, answering(vllm))
+    with pytest.raises(BackendError, match=r"cannot be asked: .*no upstream"):
+        tokenizer.chat(CHAT)
+    assert tokenizer.chat(CHAT) == 7
+
+
+def test_a_connection_that_is_lost_is_made_again(server: Server) -> None:
+    speak(server, "vllm")
+    server.script("//tokenize", breaks_off(), breaks_off(), answering(vllm))
+    assert tokens.Served(server.url, "m").count("text") == 4
+
+
+def test_another_server_is_asked_where_one_is_away(server: Server) -> None:
+    speak(server, "vllm")
+    with serve() as gone:
+        spare = tokens.Served(server.url, "m")
+        tokenizer = tokens.Served(gone.url, "m").backed_by([spare])
+        gone.script("//tokenize", refuses(503, "gone", headers=NOW))
+        assert [tokenizer.count(text) for text in ("one", "three")] == [3, 5]
+        assert tokenizer.chat(CHAT) == 7
+        # It is not waited for again.
+        assert len(gone.received) == 1 + tokens.RETRIES
+        server.script("//tokenize", refuses(503, "gone too", headers=NOW))
+        with pytest.raises(BackendError, match="gone"):
+            tokenizer.count("four")
+
+
+def test_a_server_without_a_tokenizer_is_not_one_that_is_away(server: Server) -> None:
+    server.script("//tokenize", refuses(404, "no route"))
+    with serve() as other:
+        speak(other, "vllm")
+        tokenizer = tokens.Served(server.url, "m").backed_by([tokens.Served(other.url, "m")])
+        with pytest.raises(BackendError, match="no route"):
+            tokenizer.count("text")
+        assert other.received == []
+
+
+def test_no_tokens_are_no_text(server: Server) -> None:
+    speak(server, "vllm")
+    tokenizer = tokens.Served(server.url, "m")
+    assert (tokenizer.head("a text", 0), tokenizer.tail("a text", 0)) == ("", "")
+
+
+def test_what_is_not_asked_counts_within_the_same_context() -> None:
+    found = tokens.Served("http://127.0.0.1:9/v1", "m", context=300).unasked
+    assert (found.context, found.remote, found.count("12345678")) == (300, False, 2)
 
 
 def test_tokens_that_a_server_does_not_explain_are_an_error(server: Server) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank.backends.wrappers import (
@@ -37,6 +37,7 @@ from tests.backends.fakes import (
     slowly,
     transient,
 )
+from tests.effort import examples
 
 
 class Dictionary:
@@ -87,7 +88,7 @@ def test_duplicates_in_one_batch_are_asked_once() -> None:
     quiet(main())
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(st.lists(st.sampled_from("abcdef"), max_size=5), max_size=8))
 def test_the_same_question_is_never_under_way_twice(batches: list[list[str]]) -> None:
     async def main() -> None:
@@ -234,7 +235,7 @@ def test_what_is_told_about_a_request() -> None:
 # Capped
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(
     st.lists(st.integers(1, 4), max_size=12),
     st.none() | st.integers(0, 20),

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 from aiohttp import web
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank.backends.openai import OpenAIBackend
@@ -27,6 +27,7 @@ from llmrank.errors import BackendError, InputError
 from llmrank.request import Backend, Reply, Request, Want
 from llmrank.types import Usage
 from tests.backends.fakes import Fake, VirtualLoop, one, quiet, request
+from tests.effort import examples
 from tests.servers import Behaviour, Body, chat, serve
 
 BUSY = Reply(error="HTTP 429", transient=True, throttled=True)
@@ -164,7 +165,7 @@ def allowed(
     return tpm is None or not recent or held + mine.expected <= tpm
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(
     st.lists(asked, max_size=25),
     st.none() | st.integers(1, 8),
@@ -374,7 +375,7 @@ def test_where_the_server_refuses_one_alone_all_wait_ever_longer() -> None:
 # Leaving
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.lists(st.tuples(st.floats(0, 3), st.floats(0.01, 3)), max_size=30), st.integers(1, 4))
 def test_who_is_cancelled_takes_nobodys_place(
     given_up: list[tuple[float, float]], at_once: int

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from llmrank.backends.openai import OpenAIBackend
+from llmrank.backends.openai import Learnt, OpenAIBackend
 from llmrank.backends.oracle import Oracle
 from llmrank.backends.tokens import Estimate
 from llmrank.backends.wrappers import Cached, Limited, Meter, Metered, ModelPool, Pool, Retrying
@@ -214,6 +214,21 @@ def test_a_pool_of_models_counts_as_the_first_does() -> None:
 
     pool = ModelPool([Own({}), Oracle({})])
     assert (pool.counter, pool.tokenizer) == (Own.counter, Own.tokenizer)
+
+
+def test_a_pool_counts_by_another_server_where_the_first_is_away() -> None:
+    def backend(url: str) -> OpenAIBackend:
+        found = OpenAIBackend("m", base_url=url)
+        found.adopt(Learnt(dialect="vllm", tokenizes=True, context=100))
+        return found
+
+    with serve() as gone, serve() as there:
+        gone.script("//tokenize", refuses(503, "gone", headers={"retry-after-ms": "1"}))
+        there.script("//tokenize", sends({"tokens": [1, 2, 3]}))
+        pool = ModelPool([backend(gone.url), backend(there.url)])
+        tokenizer = pool.tokenizer
+        assert (tokenizer.count("text"), tokenizer.context) == (3, 100)
+        assert pool.counter.remote is False
 
 
 def test_every_server_has_limits_of_its_own() -> None:

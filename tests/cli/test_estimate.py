@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -7,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from llmrank import Reranker
+from llmrank.cli.estimate import estimate
+from llmrank.cli.rerank import rerank
 from llmrank.errors import BackendError
 from tests.cli.conftest import Command
 from tests.judge import asked
-from tests.servers import Server
+from tests.servers import MODEL, SPEAKERS, Server, speak
 
 Data = list[object]
 
@@ -74,6 +77,12 @@ def test_the_table(llmrank: Command, served: Data) -> None:
     assert [told["calls"], told["calls_at_most"]] == [int(found[1]), int(found[2])]
 
 
+def test_a_pipe_gets_whole_lines(llmrank: Command, served: Data) -> None:
+    name = f"openai:{'m' * 300}"
+    done = llmrank("estimate", *served, "--model", name, "--method", "yesno@5")
+    assert re.search(rf"^model +{name}@\S+ *$", done.out, re.MULTILINE)
+
+
 @pytest.mark.parametrize(
     "method",
     [
@@ -99,11 +108,49 @@ def test_what_is_sent_is_between_the_two(
     assert (again["calls"], again["calls_at_most"], again["known"]) == (0, 0, asked(server))
 
 
+def test_it_takes_the_flags_of_a_run(llmrank: Command, served: Data, server: Server) -> None:
+    assert inspect.signature(estimate).parameters == inspect.signature(rerank).parameters
+    given = [*served, "--method", "yesno@5", "--max-calls", 3, "--max-tokens", 9, "--probe"]
+    given += ["--max-seconds", 1, "--prices", "1,2", "--max-cost", 0, "--max-failures", 0]
+    done = llmrank("estimate", *given, "--hedge", "--json")
+    assert (done.code, json.loads(done.out)["calls"]) == (0, 20)
+    done = llmrank("estimate", *given, "--rpm", 6, "--in-flight", 2)
+    assert re.search(r"^minutes, at least, by --rpm and --tpm +3 *$", done.out, re.MULTILINE)
+    assert server.received == []
+
+
+def test_a_known_server_is_asked_for_nothing(
+    llmrank: Command, served: Data, server: Server, tmp_path: Path
+) -> None:
+    url = speak(server, SPEAKERS["vllm"])
+    given = [*served, "--base-url", url, "--model", f"openai:{MODEL}", "--method", "yesno@5"]
+    probed = llmrank("rerank", *given, "--probe", "--out", "runs/a")
+    assert probed.code == 0, probed.err
+    manifest = json.loads((tmp_path / "runs/a/manifest.json").read_text())
+    assert manifest["tokens"].startswith("the tokenizer of http")
+    server.received.clear()
+    told = json.loads(llmrank("estimate", *given, "--out", "runs/b", "--json").out)
+    assert (told["calls"], told["known"]) == (0, 20)
+    # The name that the journal has, in all that is shown.
+    assert told["model"] == manifest["model"]
+    assert told["model"].endswith("#thinking=off")
+    assert f"yesno@5 by {manifest['model']}, into runs/a" in probed.err
+    given += ["--out", "runs/b", "--passage-tokens", 3]
+    told = json.loads(llmrank("estimate", *given, "--json").out)
+    assert told["passages_cut"] == told["calls"] == 20
+    assert told["counting"].startswith("estimate")
+    assert server.received == []
+    again = llmrank("rerank", *given[:-2])
+    assert again.err.startswith(f"llmrank: yesno@5 by {manifest['model']}, into runs/b")
+
+
 def test_it_fails_as_the_run_would(llmrank: Command, served: Data) -> None:
     assert llmrank("estimate", *served, "--method", "nosuch").code == 3
     assert llmrank("estimate", *served, "--run", "missing").code == 3
     assert llmrank("estimate", *served, "--prompt", "order=nosuch").code == 3
     assert llmrank("estimate", *served, "--limit", "0").code == 2
+    assert llmrank("estimate", *served, "--max-cost", 1).code == 3
+    assert llmrank("estimate", *served, "--hedge", "--rpm", 1).code == 3
     latin = llmrank("estimate", *served, "--method", "jointrank(k=3, design=latin)")
     assert (latin.code, latin.out) == (3, "")
     assert "a latin square of 20 items" in latin.err

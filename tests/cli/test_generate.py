@@ -67,7 +67,7 @@ def test_every_example_says_where_it_came_from(
         assert record["query"] == QUERIES[document]
         assert provenance["model"] == "served"
         assert provenance["prompt"] == {"name": template.name, "sha256": template.sha256}
-        sent = {"max_tokens", "temperature", "top_p", "stop", "seed"}
+        sent = {"max_tokens", "temperature", "top_p", "stop", "seed", "thinking"}
         assert provenance["params"].keys() == sent
         assert provenance["params"]["temperature"] == template.params.temperature
         assert (provenance["prompt_tokens"], provenance["completion_tokens"]) == (30, 2)

@@ -124,7 +124,7 @@ def test_a_token_is_broken_by_as_little_as_a_space(text: str, shown: str) -> Non
 
 @pytest.mark.parametrize(
     ("truncation", "shown"),
-    [("head", "a b c"), ("tail", "e f g"), ("middle", "a b ... g")],
+    [("head", "a b c"), ("tail", "e f g"), ("middle", "a ... g")],
 )
 def test_which_words_are_kept(truncation: Truncation, shown: str) -> None:
     limits = Limits(3, None, truncation)
@@ -132,8 +132,29 @@ def test_which_words_are_kept(truncation: Truncation, shown: str) -> None:
     assert shorten("a b c", limits, None) == ("a b c", False)
 
 
-def test_one_word_has_no_middle() -> None:
-    assert shorten("a b c", Limits(1, None, "middle"), None) == ("a", True)
+@pytest.mark.parametrize(("words", "shown"), [(1, "a"), (2, "a b"), (3, "a ... d")])
+def test_both_ends_are_shown_where_there_is_room_for_them(words: int, shown: str) -> None:
+    assert shorten("a b c d", Limits(words, None, "middle"), None) == (shown, True)
+
+
+WORDS = st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=12)
+
+
+@given(WORDS, st.integers(1, 13), st.sampled_from(TRUNCATIONS))
+def test_cut_text_has_as_many_words_as_its_limit_says(
+    given: list[str], limit: int, how: Truncation
+) -> None:
+    shown, cut = shorten(" ".join(given), Limits(limit, None, how), None)
+    words = shown.split()
+    assert len(words) == min(limit, len(given))
+    assert cut == (len(given) > limit)
+    if cut and how == "middle" and limit > 2:
+        at = words.index("...")
+        first, last = words[:at], words[at + 1 :]
+        assert (first, last) == (given[: len(first)], given[-len(last) :])
+        assert len(first) - len(last) in (0, 1)
+    else:
+        assert words == (given[-len(words) :] if how == "tail" else given[: len(words)])
 
 
 @pytest.mark.parametrize(
@@ -149,6 +170,8 @@ def test_both_ends_are_shown_with_a_gap() -> None:
     text = "aaaabbbbccccddddeeeeffff"
     shown = shorten(text, Limits(None, 5, "middle"), tokens.Estimate())
     assert shown == ("aaaabbbb" + GAP + "ffff", True)
+    # The mark is two tokens, so that one would be left: too few for both ends.
+    assert shorten(text, Limits(None, 3, "middle"), tokens.Estimate()) == ("aaaabbbbcccc", True)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from llmrank.plan import Answer, Ask, Drive, Order, Permutation, drive
 from llmrank.rerank import parse
 from llmrank.rerank.adaptive import cross_sections
 from llmrank.types import Status
+from tests.effort import sizes
 from tests.rerank.judges import FAILED, QUERY, Failing, Perfect, best_first, candidates, grades
 
 
@@ -23,7 +24,7 @@ from tests.rerank.judges import FAILED, QUERY, Failing, Perfect, best_first, can
 )
 def test_every_count_is_judged_within_the_schedule(k: int, cover: int, then: str, by: str) -> None:
     method = parse(f"adaptive(k={k}, cover={cover}, then={then}, by={by})@200")
-    for count in range(0, 131, 1 if k == 20 and by == "text" else 13):
+    for count in sizes() if k == 20 and by == "text" else range(0, 131, 13):
         judge = Perfect(grades(count))
         running = Drive(method.plan(QUERY, candidates(count)))
         tickets = running.start()

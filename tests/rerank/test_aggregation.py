@@ -5,11 +5,12 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank.rerank.aggregation import AGGREGATORS, Order, bradley_terry, elo, pagerank, wins
 from llmrank.rerank.designs import design
+from tests.effort import examples
 
 NAMES = pytest.mark.parametrize("name", AGGREGATORS)
 
@@ -48,7 +49,7 @@ def test_no_orders_no_scores(name: str) -> None:
 
 
 @NAMES
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(orders())
 def test_scores_are_finite_where_something_is_known(
     name: str, given: tuple[list[Order], int]
@@ -61,7 +62,7 @@ def test_scores_are_finite_where_something_is_known(
 
 
 @NAMES
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(orders(), st.randoms(use_true_random=False))
 def test_names_of_items_do_not_matter(
     name: str, given: tuple[list[Order], int], random: Random
@@ -102,7 +103,7 @@ def test_wins() -> None:
     assert found.tolist() == [[0, 1, 0], [1, 0, 1], [1, 1, 0]]
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(orders())
 def test_bradley_terry_is_where_the_posterior_is_flat(given: tuple[list[Order], int]) -> None:
     blocks, n = given

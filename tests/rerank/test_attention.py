@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from llmrank.errors import SpecError
 from llmrank.plan import Attend, Drive, drive
 from llmrank.rerank.attention import attention
+from tests.effort import sizes
 from tests.rerank.judges import QUERY, Failing, Perfect, best_first, candidates, grades
 
 
 @pytest.mark.parametrize("window", [0, 2, 3, 10, 20, 200])
 def test_documents_come_in_the_order_of_their_masses(window: int) -> None:
-    for count in range(131):
+    for count in sizes():
         judge = Perfect(found := grades(count))
         running = Drive(attention(QUERY, candidates(count), window=window))
         for ticket in running.start():

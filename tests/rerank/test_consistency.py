@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank.errors import SpecError
@@ -19,6 +19,7 @@ from llmrank.rerank.listwise import sliding, starts
 from llmrank.rerank.pointwise import yesno
 from llmrank.rerank.setwise import setwise
 from llmrank.types import Candidate, Ordering, Query, Status
+from tests.effort import examples, sizes
 from tests.rerank.judges import FAILED, QUERY, Failing, Perfect, best_first, candidates, grades
 
 AGGREGATES = pytest.mark.parametrize("aggregate", ["kemeny", "borda", "rrf"])
@@ -31,7 +32,7 @@ def _inner(query: Query, found: Sequence[Candidate]) -> Plan[Ordering]:
 @AGGREGATES
 def test_calls_rounds_and_the_top(aggregate: str) -> None:
     samples = 3
-    for n in range(131):
+    for n in sizes():
         judge = Perfect(found := grades(n))
         plan = psc(QUERY, candidates(n), rerank=_inner, samples=samples, aggregate=aggregate)
         running = Drive(plan)
@@ -176,7 +177,7 @@ def test_a_run_whose_shuffle_is_confirmed_is_a_ranking() -> None:
     assert all(0.2 < (score or 0.0) < 0.8 for score in ordering.scores)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     st.integers(0, 25),
     st.sets(st.integers(0, 60)),
@@ -232,7 +233,7 @@ def _votes(n: int, count: int, seed: int) -> list[tuple[list[int], int]]:
     return [(random.sample(range(n), n), n) for _ in range(count)]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.integers(1, 6), st.integers(1, 7), st.integers())
 def test_kemeny_has_the_fewest_disagreements(n: int, count: int, seed: int) -> None:
     votes = _votes(n, count, seed)

@@ -4,14 +4,15 @@ from math import ceil, isqrt
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank.errors import SpecError
 from llmrank.rerank.designs import DESIGNS, design
+from tests.effort import examples, sizes
 
 SIZES = [2, 3, 4, 7, 10, 20]
-COUNTS = range(131)
+COUNTS = sizes()
 
 
 def _cover(blocks: list[list[int]], n: int) -> list[int]:
@@ -105,7 +106,7 @@ def test_designs_that_fell_apart_are_joined(name: str) -> None:
             _check(design(name, n, k, 2, Random(seed)), n, k, 2)
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(
     st.sampled_from(["replicate", "random"]),
     st.integers(0, 60),

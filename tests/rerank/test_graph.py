@@ -5,13 +5,14 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank.errors import SpecError
 from llmrank.plan import Answer, Ask, Permutation, drive
 from llmrank.rerank.graph import blitz
 from llmrank.types import Status
+from tests.effort import examples, sizes
 from tests.rerank.judges import (
     FAILED,
     QUERY,
@@ -34,7 +35,7 @@ def _most_calls(count: int, k: int, m: int) -> int:
     ("k", "m", "by"), [(20, 10, "text"), (20, 10, "labels"), (7, 1, "text"), (9, 4, "text")]
 )
 def test_the_top_m_are_exact(k: int, m: int, by: str) -> None:
-    for count in range(131):
+    for count in sizes():
         judge = Perfect(found := grades(count))
         ordering, calls, rounds = run(blitz(QUERY, candidates(count), k=k, m=m, by=by), judge)
         assert sorted(ordering.order) == list(range(count))
@@ -97,7 +98,7 @@ def test_small_blocks_sort_completely() -> None:
         assert [ordering.scores[i] for i in ordering.order] == better
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.integers(0, 80), st.integers(2, 26), st.integers(1, 20), st.integers(0, 999), st.booleans()
 )

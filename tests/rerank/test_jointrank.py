@@ -4,7 +4,7 @@ from math import ceil, sqrt
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank.errors import SpecError
@@ -13,6 +13,7 @@ from llmrank.rerank.aggregation import AGGREGATORS
 from llmrank.rerank.designs import DESIGNS
 from llmrank.rerank.jointrank import jointrank
 from llmrank.types import Query, Status
+from tests.effort import examples, sizes
 from tests.rerank.judges import FAILED, QUERY, Failing, Perfect, best_first, candidates, grades
 
 
@@ -29,7 +30,7 @@ def _calls(n: int, k: int, r: int, design: str) -> int:
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("by", ["text", "labels"])
 def test_calls_rounds_and_order(design: str, by: str) -> None:
-    for n in range(131):
+    for n in sizes():
         judge = Perfect(found := grades(n))
         running = Drive(jointrank(QUERY, candidates(n), design=design, by=by))
         tickets = running.start()
@@ -83,7 +84,7 @@ def test_the_seed_and_the_query_decide_the_blocks() -> None:
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.integers(0, 45),
     st.sets(st.integers(0, 20)),

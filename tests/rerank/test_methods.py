@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank.backends.oracle import Oracle
@@ -17,6 +17,7 @@ from llmrank.prompts import PromptSet
 from llmrank.rerank import METHODS, Cascade, Method, Ranker, parse
 from llmrank.rerank.order import by_score
 from llmrank.types import Candidate, Document, Ordering, Status
+from tests.effort import examples, sizes
 from tests.rerank.judges import (
     FAILED,
     QUERY,
@@ -78,7 +79,7 @@ def test_calls_rounds_and_top_are_as_documented(spec: str) -> None:
     ranker = method(f"{spec}@200")
     family = ranker.family
     large = formula(family.calls, ranker, 130) > 2000
-    for count in [*range(0, 131, 13 if large else 1), 130]:
+    for count in [*range(0, 131, 13), 130] if large else sizes():
         judge = Perfect(found := grades(count))
         ordering, _, rounds = ranked(ranker, count, judge)
         assert sorted(ordering.order) == list(range(count))
@@ -119,7 +120,7 @@ def test_what_it_needs_is_what_it_asks(spec: str) -> None:
 @pytest.mark.parametrize("passes", [1, 2])
 def test_sliding_windows(window: int, stride: int, passes: int) -> None:
     ranker = method(f"sliding(window={window}, stride={stride}, passes={passes})@200")
-    for count in range(0, 131, passes):
+    for count in sizes():
         judge = Perfect(found := grades(count))
         ordering, *_ = ranked(ranker, count, judge)
         assert ordering.scores == (None,) * count
@@ -196,7 +197,7 @@ def test_a_failed_document_keeps_its_place(name: str) -> None:
     assert [score is None for score in ordering.scores] == [False, True, False, True, False]
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.sampled_from(SPECS), st.integers(0, 45), st.sets(st.integers(0, 60)), st.booleans())
 def test_failures_lose_nobody(spec: str, count: int, failing: set[int], malformed: bool) -> None:
     judge = Failing(grades(count), failing)
@@ -374,7 +375,7 @@ METHOD: st.SearchStrategy[tuple[str, dict[str, object]]] = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(METHOD, st.integers(1, 10_000))
 def test_names_are_read_back(made: tuple[str, dict[str, object]], depth: int) -> None:
     method = Method(*made, depth=depth)
@@ -430,7 +431,7 @@ def test_bad_specs_are_refused_when_read(text: str) -> None:
         parse(text)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.text(alphabet="slidngyeo(window=20, tr=1)@.-_x", max_size=40))
 def test_any_text_is_a_method_or_a_spec_error(text: str) -> None:
     try:
@@ -443,7 +444,7 @@ def test_any_text_is_a_method_or_a_spec_error(text: str) -> None:
 SCORES = st.lists(st.none() | st.floats(allow_nan=False) | st.integers(-2, 2).map(float))
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(SCORES)
 def test_by_score(scores: list[float | None]) -> None:
     order = by_score(scores)

@@ -6,13 +6,14 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank.errors import SpecError
 from llmrank.plan import Answer, Ask, Choice, Pick, Plan, drive
 from llmrank.rerank.pairwise import prp, prp_allpair, prp_heapsort, prp_soft
 from llmrank.types import Candidate, Document, Ordering, Status
+from tests.effort import examples, sizes
 from tests.rerank.judges import (
     FAILED,
     QUERY,
@@ -41,7 +42,7 @@ def _picks(first: float) -> Answer[Choice]:
 
 @pytest.mark.parametrize(("sliding", "by"), [(2, "labels"), (10, "text")])
 def test_prp_settles_a_place_a_pass(sliding: int, by: str) -> None:
-    for n in range(131):
+    for n in sizes():
         judge = Perfect(found := grades(n))
         plan = prp(QUERY, candidates(n), sliding=sliding, by=by)
         ordering, _, rounds = run(plan, judge)
@@ -62,7 +63,7 @@ def test_prp_with_as_many_passes_as_places_sorts() -> None:
         assert rounds == (2 * n - 3 if n > 1 else 0)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.integers(0, 25), st.integers(1, 30), st.integers(0, 1000))
 def test_prp_gives_what_one_pass_after_another_gives(n: int, sliding: int, seed: int) -> None:
     judge, pool = noisy(seed), candidates(n)
@@ -114,7 +115,7 @@ def test_by_labels_the_likelier_side_counts() -> None:
 
 @pytest.mark.parametrize(("k", "by"), [(1, "labels"), (10, "text"), (200, "text")])
 def test_heapsort_selects_the_top(k: int, by: str) -> None:
-    for n in range(131) if k <= 10 else FEW:
+    for n in sizes() if k <= 10 else FEW:
         judge = Perfect(found := grades(n))
         ordering, _, rounds = run(prp_heapsort(QUERY, candidates(n), k=k, by=by), judge)
         sure, height = min(n, k), math.floor(math.log2(max(1, n)))
@@ -196,7 +197,7 @@ def test_one_opinion_out_of_two_moves_nobody(name: str) -> None:
     assert ordering.order == tuple(range(9)) or name == "prp_soft"
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.sampled_from(list(PLANS)), st.integers(0, 25), st.integers(0, 1000), st.randoms())
 def test_the_order_of_the_answers_does_not_matter(
     name: str, n: int, seed: int, random: Random

@@ -5,13 +5,14 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank.errors import SpecError
 from llmrank.plan import Answer, Ask, Permutation, drive
 from llmrank.rerank.partition import tdpart
 from llmrank.types import Status
+from tests.effort import examples, sizes
 from tests.rerank.judges import (
     FAILED,
     QUERY,
@@ -37,7 +38,7 @@ def _most_calls(count: int, window: int, pivot: int) -> int:
 @pytest.mark.parametrize(("window", "pivot"), [(20, 10), (5, 1), (2, 1), (6, 3), (7, 7)])
 @pytest.mark.parametrize("by", ["text", "labels"])
 def test_the_top_down_to_the_pivot_is_exact(window: int, pivot: int, by: str) -> None:
-    for count in range(131):
+    for count in sizes():
         judge = Perfect(found := grades(count))
         plan = tdpart(QUERY, candidates(count), window=window, pivot=pivot, by=by)
         ordering, calls, rounds = run(plan, judge)
@@ -69,7 +70,7 @@ def test_a_hundred_documents_take_ten_calls_on_average() -> None:
     assert 9 <= calls / 30 <= 10.5
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.integers(0, 130), st.integers(2, 26), st.data(), st.integers(0, 999), st.booleans())
 def test_any_judge_comes_to_an_end(
     count: int, window: int, data: st.DataObject, seed: int, labels: bool

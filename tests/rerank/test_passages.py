@@ -32,6 +32,7 @@ from llmrank.rerank.order import by_score
 from llmrank.rerank.passages import passages, split
 from llmrank.rerank.pointwise import likelihood, yesno
 from llmrank.types import Candidate, Document, Ordering, Query, Status
+from tests.effort import sizes
 from tests.rerank.judges import FAILED, QUERY, Failing, Perfect, best_first, candidates, grades
 
 Rerank = Callable[[Query, Sequence[Candidate]], Plan[Ordering]]
@@ -70,7 +71,7 @@ def nobody(item: Ask[Any]) -> Answer[Any]:
 @pytest.mark.parametrize("rerank", [likelihood, yesno, sliding])
 @pytest.mark.parametrize("score", ["max", "mean", "first"])
 def test_short_documents_are_ranked_as_without(rerank: Rerank, score: str) -> None:
-    for count in range(131):
+    for count in sizes():
         found = grades(count)
         plain, cut = Perfect(found), Perfect(found)
         expected = drive(rerank(QUERY, candidates(count)), plain)

@@ -13,13 +13,14 @@ from llmrank.errors import SpecError
 from llmrank.plan import Answer, Ask, Drive, Grade, Grades, drive
 from llmrank.rerank.pointwise import grade, scale
 from llmrank.types import Status
+from tests.effort import sizes
 from tests.rerank.judges import QUERY, Failing, Perfect, best_first, candidates, grades
 
 
 @pytest.mark.parametrize("labels", ["4", "2", "1-5", "high/some/none"])
 @pytest.mark.parametrize("score", ["expected", "peak"])
 def test_documents_come_in_the_order_of_their_grades(labels: str, score: str) -> None:
-    for count in range(131):
+    for count in sizes():
         judge = Perfect(found := grades(count))
         plan = grade(QUERY, candidates(count), labels=labels, score=score)
         ordering = drive(plan, judge)

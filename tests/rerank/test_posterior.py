@@ -5,16 +5,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank.rerank.adaptive import cross_sections
 from llmrank.rerank.posterior import Evidence, Posterior
+from tests.effort import examples
 
 ORDERS = st.lists(st.permutations(range(6)).map(tuple), max_size=5)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(ORDERS, st.integers(0, 6))
 def test_the_posterior_is_at_its_maximum(orders: list[tuple[int, ...]], named: int) -> None:
     posterior = Posterior(np.linspace(1, 0, 6), 1.0, 1.25)

@@ -5,13 +5,14 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank.errors import SpecError
 from llmrank.plan import Answer, Ask, Permutation, drive
 from llmrank.rerank.rating import acurank
 from llmrank.types import Status
+from tests.effort import examples
 from tests.rerank.judges import (
     FAILED,
     QUERY,
@@ -75,7 +76,7 @@ def test_passes_ask_about_disjoint_windows() -> None:
     assert len(passes) > 2
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     st.integers(0, 60),
     st.integers(2, 10),

@@ -6,13 +6,14 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank.errors import SpecError
 from llmrank.plan import Answer, Ask, Choice, Pick, Plan, drive
 from llmrank.rerank.setwise import setwise, setwise_bubblesort, setwise_insertion
 from llmrank.types import Candidate, Document, Ordering, Status
+from tests.effort import examples, sizes
 from tests.rerank.judges import (
     FAILED,
     QUERY,
@@ -59,7 +60,7 @@ def _rest_in_first_stage_order(ordering: Ordering, top: int) -> bool:
 
 @pytest.mark.parametrize(("c", "k", "by"), SIZES)
 def test_the_heap_selects_the_top(c: int, k: int, by: str) -> None:
-    for n in range(131):
+    for n in sizes():
         judge = Perfect(found := grades(n))
         ordering, _, rounds = run(setwise(QUERY, candidates(n), c=c, k=k, by=by), judge)
         assert _exact_top(ordering, found, min(n, k))
@@ -91,7 +92,7 @@ def test_a_heap_set_without_an_answer_goes_by_the_first_stage() -> None:
 
 @pytest.mark.parametrize(("c", "k", "by"), [*SIZES, (2, 10, "text")])
 def test_bubblesort_settles_a_place_a_pass(c: int, k: int, by: str) -> None:
-    for n in range(131) if c > 3 and k <= 10 else range(0, 131, 5):
+    for n in sizes() if c > 3 and k <= 10 else range(0, 131, 5):
         judge = Perfect(found := grades(n))
         ordering, _, rounds = run(setwise_bubblesort(QUERY, candidates(n), c=c, k=k, by=by), judge)
         passes = max(0, min(k, n - 1))
@@ -116,7 +117,7 @@ def test_a_bubblesort_window_without_an_answer_keeps_its_order() -> None:
     assert drive(plan, Failing(range(7), {1})).order == (2, 0, 1, 3, 6, 4, 5)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(
     st.integers(0, 30),
     st.integers(2, 9),
@@ -148,7 +149,7 @@ def test_bubblesort_gives_what_one_pass_after_another_gives(
 
 @pytest.mark.parametrize(("c", "k", "by"), SIZES)
 def test_insertion_keeps_the_top_sorted(c: int, k: int, by: str) -> None:
-    for n in range(131):
+    for n in sizes():
         judge = Perfect(found := grades(n))
         ordering, _, rounds = run(setwise_insertion(QUERY, candidates(n), c=c, k=k, by=by), judge)
         head = min(n, k)
@@ -160,7 +161,7 @@ def test_insertion_keeps_the_top_sorted(c: int, k: int, by: str) -> None:
 
 
 def test_insertion_asks_least_where_the_first_stage_is_right() -> None:
-    for n in range(10, 131):
+    for n in sizes()[10:]:
         judge = Perfect(range(n, 0, -1))
         drive(setwise_insertion(QUERY, candidates(n), c=4, k=10), judge)
         sorting = Perfect(range(n, 0, -1))
@@ -262,7 +263,7 @@ def test_it_settles_the_top_k(name: str) -> None:
         assert ordering.ranked == ordering.settled == min(n, 5)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(
     st.sampled_from(list(PLANS)),
     st.sampled_from([{}, {"votes": 3}, {"votes": 2, "seed": 5}]),

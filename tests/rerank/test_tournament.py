@@ -5,13 +5,14 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank.errors import SpecError
 from llmrank.plan import Answer, Ask, Permutation, Pick, drive
 from llmrank.rerank.tournament import listt5, schedule, tourrank
 from llmrank.types import Ordering, Query, Status
+from tests.effort import examples, sizes
 from tests.rerank.judges import (
     FAILED,
     QUERY,
@@ -53,7 +54,7 @@ def _most_rounds(count: int) -> int:
 @pytest.mark.parametrize("by", ["text", "labels"])
 @pytest.mark.parametrize(("tournaments", "window"), [(1, 20), (2, 5), (3, 26)])
 def test_tournaments(tournaments: int, window: int, by: str) -> None:
-    for count in range(131):
+    for count in sizes():
         judge = Perfect(found := grades(count))
         plan = tourrank(QUERY, candidates(count), tournaments=tournaments, window=window, by=by)
         ordering, calls, rounds = run(plan, judge)
@@ -119,7 +120,7 @@ def test_a_second_tournament_scores_who_was_unheard_in_the_first(by: str) -> Non
     assert None not in ordering.scores
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     st.sampled_from(["tourrank", "listt5"]),
     st.integers(0, 130),
@@ -164,7 +165,7 @@ def _listt5_rounds(count: int, m: int, r: int, k: int) -> int:
 )
 @pytest.mark.parametrize("by", ["text", "labels"])
 def test_the_top_k_of_the_tree_are_exact(m: int, r: int, k: int, by: str) -> None:
-    for count in range(0, 131, 1 if k < 100 else 13):
+    for count in sizes() if k < 100 else range(0, 131, 13):
         judge = Perfect(found := grades(count))
         plan = listt5(QUERY, candidates(count), m=m, r=r, k=k, by=by)
         ordering, calls, rounds = run(plan, judge)

@@ -33,6 +33,9 @@ class Caps:
         for price in (self.prompt_price, self.completion_price):
             if not 0 <= price < math.inf:
                 raise InputError(f"a price must be 0 or more, not {price}")
+        for limit in (self.calls, self.tokens, self.cost, self.seconds):
+            if limit is not None and not limit >= 0:
+                raise InputError(f"a cap must be 0 or more, not {limit}")
 
     def price(self, usage: Usage) -> float:
         """What an amount of tokens costs."""

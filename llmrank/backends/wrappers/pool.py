@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from llmrank.backends.tokens import Served
 from llmrank.backends.wrappers.base import side_by_side
 from llmrank.errors import InputError
 from llmrank.request import Backend, Model, Reply, Request, Tokenizer, Want
@@ -129,17 +130,20 @@ class ModelPool(Pool):
 
     def __init__(self, members: Sequence[Model], *, patience: int = 3, rest: float = 30.0) -> None:
         super().__init__(members, patience=patience, rest=rest)
-        self._first = members[0]
+        self._models = members
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """How the model reads text."""
-        return self._first.tokenizer
+        """How the model reads text; where the first server is away, another is asked for it."""
+        first, *others = (model.tokenizer for model in self._models)
+        if not isinstance(first, Served):
+            return first
+        return first.backed_by([other for other in others if isinstance(other, Served)])
 
     @property
     def counter(self) -> Tokenizer:
         """The same as far as no server has to be asked."""
-        return self._first.counter
+        return self._models[0].counter
 
 
 def _name(identity: str) -> str:

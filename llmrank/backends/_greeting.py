@@ -1,0 +1,118 @@
+"""Asking a server what it is, by requests that cost nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from llmrank.backends._answers import Failure
+from llmrank.backends._wire import Rejection
+from llmrank.backends.dialects import DIALECTS, UNKNOWN, by_models
+from llmrank.backends.openai import Learnt, OpenAIBackend
+from llmrank.backends.wrappers.base import side_by_side
+from llmrank.errors import BackendError
+
+
+class Greeting:
+    """Asks a backend's server what it is; the backend uses what it says.
+
+    `changed` tells in which way the server is not the one that the backend knew.
+    """
+
+    def __init__(self, backend: OpenAIBackend) -> None:
+        self._backend = backend
+        self._read: dict[str, Mapping[str, Any]] = {}
+        self.changed = ""
+        self.models: tuple[str, ...] = ()
+        self.version = ""
+        self.context: int | None = None
+
+    async def identify(self) -> None:
+        """What the server says of itself: its kind, models, version and context length.
+
+        Free requests. What the backend knew of another kind or version is not used any more, but
+        for what decides what it is asked and under which name its answers are kept.
+        """
+        backend, known = self._backend, self._backend.learnt
+        rows = await self._rows()
+        self.models = tuple(str(row["id"]) for row in rows if "id" in row)
+        own = [row for row in rows if row.get("id") == backend.model]
+        name = backend.wire.dialect
+        if name == UNKNOWN:
+            name = by_models(own or rows)
+        if name == UNKNOWN:
+            name = await self._by_routes()
+        if name == UNKNOWN:
+            # A server that says nothing now may still be the one that was known.
+            name = known.dialect
+        dialect = DIALECTS[name]
+        version, context = [
+            await self._told(where, own) for where in (dialect.version, dialect.context)
+        ]
+        self.version = version if isinstance(version, str) else ""
+        self.context = context if isinstance(context, int) else None
+        self._compare(known, name)
+
+    def _compare(self, known: Learnt, dialect: str) -> None:
+        """Note what is new, and use the dialect and the version from now on."""
+        backend = self._backend
+        pairs: list[tuple[object, object]] = [
+            (known.dialect, dialect if known != Learnt(dialect=known.dialect) else known.dialect),
+            (known.version, self.version),
+            (known.context, self.context),
+        ]
+        if new := [pair for pair in pairs if all(pair) and pair[0] != pair[1]]:
+            self.changed = ", ".join(f"{now} instead of {before}" for before, now in new)
+            known = Learnt(
+                thinking=known.thinking, context=known.context, tokenizes=known.tokenizes
+            )
+        version = self.version or known.version
+        backend.adopt(replace(known, dialect=dialect, version=version))
+
+    async def _rows(self) -> list[Mapping[str, Any]]:
+        """The models listed; raises where nobody answers or the key is wrong."""
+        try:
+            listed = (await self._backend.send("/models")).get("data")
+        except Failure as failure:
+            if not (failure.status or late(failure)):
+                raise BackendError(str(failure)) from None
+            return []
+        except Rejection as rejection:
+            if rejection.status == 401:
+                raise
+            return []
+        return [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
+
+    async def _by_routes(self) -> str:
+        marks = [
+            (name, path, key)
+            for name, dialect in DIALECTS.items()
+            for path, key in dialect.marks.routes.items()
+        ]
+        found = await side_by_side([self._get(path) for _, path, _ in marks])
+        fitting = [name for (name, _, key), told in zip(marks, found, strict=True) if key in told]
+        return fitting[0] if fitting else UNKNOWN
+
+    async def _get(self, path: str) -> Mapping[str, Any]:
+        if path not in self._read:
+            try:
+                self._read[path] = await self._backend.send(path)
+            except (Failure, Rejection):
+                self._read[path] = {}
+        return self._read[path]
+
+    async def _told(self, where: Sequence[str], own: Sequence[Mapping[str, Any]]) -> object:
+        """The value at a path and the keys inside its answer."""
+        if not where:
+            return None
+        path, *keys = where
+        found: Any = (*own, {})[0] if path == "/models" else await self._get(path)
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+        return found
+
+
+def late(failure: Failure) -> bool:
+    """Whether no answer came in time."""
+    return failure.throttled and not failure.status

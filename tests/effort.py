@@ -1,0 +1,19 @@
+"""How much is tried: everything, or in hypothesis' profile `quick` a part spread over all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import settings
+
+QUICK = settings.get_current_profile_name() == "quick"
+
+
+def sizes() -> Sequence[int]:
+    """Numbers of candidates: 0 to 130; quick, all small ones and some on both sides of a border."""
+    return [*range(34), 40, 41, 50, 59, 64, 73, 100, 101, 129, 130] if QUICK else range(131)
+
+
+def examples(count: int) -> settings:
+    """So many examples of hypothesis; quick, a quarter of them."""
+    return settings(max_examples=max(10, count // 4) if QUICK else count)
