@@ -161,7 +161,7 @@ class TestValuesFromPython:
     def test_an_expansion_checks_its_values_before_it_is_run(self) -> None:
         assert expand.Expander("query2doc", {"n": "2"}) == expand.parse("query2doc(n=2)")
         assert expand.Expander("hyde") == expand.parse("hyde(n=4)")
-        for wrong in ("query2doc(n=0)", "query2doc(repeat=0)", "hyde(n=-1)", "hyde@3", "rm3"):
+        for wrong in ("query2doc(n=0)", "query2doc(repeat=0)", "hyde(n=-1)", "hyde@3", "nosuch"):
             with pytest.raises(SpecError):
                 expand.parse(wrong)
 

@@ -16,6 +16,9 @@ from llmrank.api.generation import (
     generate,
     generate_folder,
 )
+from llmrank.api.pipeline import Pipeline
+from llmrank.api.pipeline import parse as parse_pipeline
+from llmrank.api.pipeline import run as run_pipeline
 from llmrank.api.reranker import Passage, Reranker, default_method
 from llmrank.api.retriever import Retriever
 from llmrank.api.runs import Inputs, RunInput, demand, rerank_run
@@ -29,6 +32,7 @@ from llmrank.api.simulation import (
     simulate,
     synthetic_cases,
 )
+from llmrank.api.tuning import Tuned, search_tuned
 from llmrank.backends.wrappers import Caps
 from llmrank.types import Query, Ranking
 
@@ -39,6 +43,7 @@ __all__ = [
     "Example",
     "Inputs",
     "Noise",
+    "Pipeline",
     "Prediction",
     "Recipe",
     "Reranker",
@@ -46,6 +51,7 @@ __all__ = [
     "RunInput",
     "Session",
     "Settings",
+    "Tuned",
     "arerank",
     "check",
     "default_method",
@@ -60,8 +66,11 @@ __all__ = [
     "generate_folder",
     "judged_cases",
     "ndcg",
+    "parse_pipeline",
     "rerank",
     "rerank_run",
+    "run_pipeline",
+    "search_tuned",
     "simulate",
     "synthetic_cases",
 ]

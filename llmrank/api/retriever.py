@@ -1,10 +1,9 @@
-"""The first stage as a library: BM25, dense retrieval, or both fused."""
+"""The first stage as a library: BM25, dense retrieval, both fused, or an engine of one's own."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Literal, TypeVar, get_args
 import numpy as np
 
 from llmrank.api.closing import Closing, Lifeline
+from llmrank.api.first_stage import Indexed
 from llmrank.api.reranker import Passage, candidate, candidates
 from llmrank.api.session import Settings, patient
 from llmrank.backends import connect_encoder
@@ -22,13 +22,22 @@ from llmrank.errors import BackendError, InputError
 from llmrank.expand import Expansion
 from llmrank.plan import Embed, Vectors
 from llmrank.request import Backend, Request
-from llmrank.retrieve import ANALYZERS, BM25Index, DenseIndex, minmax, reciprocal_rank
+from llmrank.retrieve import (
+    BM25Index,
+    DenseIndex,
+    Engine,
+    Fusion,
+    ask_engine,
+    check_fusion,
+    hybrid,
+)
 from llmrank.store import write_whole
 from llmrank.types import Candidate, Document, Query
 
 FirstStage = Literal["bm25", "dense", "hybrid"]
-Fusion = Literal["rrf", "minmax"]
 Scored = tuple[str, float]
+Parts = tuple[list[Scored], list[Scored]]
+"""What BM25 and dense search found for one query."""
 
 EMBED_BATCH = 64
 KINDS = ("bm25", "dense")
@@ -43,9 +52,16 @@ class Retriever(Closing):
     `documents` is any iterable of texts, mappings or documents, as a `Reranker` takes them; those
     of a list have their texts in the results. With an `index` folder the index is built there once
     and opened from there afterwards, memory-mapped; documents are then read only to check that they
-    are those it was built from, and None opens it without. `hybrid` searches BM25 and dense and
-    fuses the two lists, by reciprocal rank or by weighted min-max (`dense_weight` against
-    1 - dense_weight). BM25 has k1 = .9, b = .4, Lucene's formula and by default English analysis.
+    are those it was built from, and None opens it without. A dense index whose building was ended
+    goes on where it stopped. BM25 has k1 = .9, b = .4, Lucene's formula and by default English
+    analysis.
+
+    `hybrid` searches BM25 and dense and fuses the two lists: `rrf` by ranks, `minmax` and `zscore`
+    by normalised scores, each with `dense_weight` (one half if None) against 1 - dense_weight, and
+    `product` by the product of the two scores, which are computed for all documents of both lists.
+
+    `engine` searches instead of an index: a function of the texts of queries and k that gives a
+    list of (id, score) for each query. Documents then only give the results their texts.
     Close it, or use it as a context manager, where the embedding model is on a server.
     """
 
@@ -59,15 +75,18 @@ class Retriever(Closing):
         encoder_url: str | None = None,
         analyzer: str | None = None,
         fusion: Fusion = "rrf",
-        dense_weight: float = 0.5,
+        dense_weight: float | None = None,
+        engine: Engine | None = None,
     ) -> None:
-        for what, given, known in (
-            ("first stage", first_stage, get_args(FirstStage)),
-            ("fusion", fusion, get_args(Fusion)),
-        ):
-            if given not in known:
-                raise InputError(f"no {what} named {given!r}; there are: {', '.join(known)}")
+        if first_stage not in (known := get_args(FirstStage)):
+            raise InputError(f"no first stage named {first_stage!r}; there are: {', '.join(known)}")
+        check_fusion(fusion, dense_weight)
+        if dense_weight is not None and first_stage != "hybrid":
+            raise InputError(f"a weight of dense search is for hybrid, not for {first_stage}")
+        if engine is not None and (first_stage, index, analyzer) != ("bm25", None, None):
+            raise InputError("an engine searches by itself", remedy="give it with documents alone")
         self.first_stage, self.fusion, self.dense_weight = first_stage, fusion, dense_weight
+        self._engine = engine
         self._texts: dict[str, Document] = {}
         self._folder = Path(index) if index else None
         self._encoder: Backend | None = None
@@ -79,11 +98,9 @@ class Retriever(Closing):
         self._open = Lifeline(self, partial(_release, self._encoder))
         self._documents = self._kept(documents)
         self._check_built_from()
-        if first_stage != "dense":
+        if first_stage != "dense" and engine is None:
             self.bm25 = self._opened(
-                "bm25",
-                BM25Index.load,
-                lambda found: BM25Index.build(found, analyzer=analyzer or "english"),
+                "bm25", BM25Index.load, partial(_build_bm25, analyzer=analyzer or "english")
             )
             if analyzer not in (None, self.bm25.analyzer):
                 raise InputError(
@@ -101,25 +118,54 @@ class Retriever(Closing):
 
     def search_many(self, queries: Sequence[str | Query], k: int = 100) -> list[list[Candidate]]:
         """`search` for several queries."""
-        texts = [query.text if isinstance(query, Query) else query for query in queries]
-        vectors = self.embed(texts, "query") if self.dense is not None and texts else None
-        return [
-            self._candidates(self._fused(text, None if vectors is None else vectors[i], k))
-            for i, text in enumerate(texts)
-        ]
+        if self._engine is not None:
+            found = ask_engine(self._engine, queries, k)
+        elif self.first_stage == "hybrid":
+            found = [self.fuse(parts, k, self.dense_weight) for parts in self.parts(queries, k)]
+        elif self.bm25 is not None:
+            found = [self.bm25.search(text, k) for text in _texts(queries)]
+        else:
+            found = self._dense_parts(_texts(queries), k)[1]
+        return [self._candidates(one) for one in found]
+
+    def parts(self, queries: Sequence[str | Query], k: int) -> list[Parts]:
+        """What BM25 and dense search each find for every query, as `fuse` takes them.
+
+        Each finds k documents; for the fusion `product` each scores also what the other found.
+        `InputError` where the first stage is not hybrid.
+        """
+        if self.bm25 is None or self.dense is None:
+            raise InputError(f"the first stage is {self.first_stage}, which fuses nothing")
+        texts = _texts(queries)
+        vectors, dense = self._dense_parts(texts, k)
+        lexical = [self.bm25.search(text, k) for text in texts]
+        if self.fusion == "product":
+            for i, text in enumerate(texts):
+                both = list(dict.fromkeys(name for name, _ in lexical[i] + dense[i]))
+                lexical[i] = list(zip(both, self.bm25.score(text, both), strict=True))
+                dense[i] = list(zip(both, self.dense.score(vectors[i], both), strict=True))
+        return list(zip(lexical, dense, strict=True))
+
+    def fuse(self, parts: Parts, k: int, dense_weight: float | None = None) -> list[Scored]:
+        """The k best of what `parts` gave for a query."""
+        return hybrid(self.fusion, *parts, dense_weight=dense_weight)[:k]
 
     def find(self, text: str, k: int) -> list[Scored]:
         """Ids and scores of the k best documents for a text."""
         return [(c.document.id, c.score) for c in self.search(text, k)]
 
     def search_expanded(self, expansion: Expansion, k: int = 100) -> list[Candidate]:
-        """Search with what an augmentation made of a query: by its texts and by its vector."""
-        vector = None
-        if self.dense is not None:
-            if expansion.vector is None:
-                raise InputError("this expansion has no vector; use a dense one such as hyde")
-            vector = np.asarray(expansion.vector[0], dtype=np.float32)
-        return self._candidates(self._fused(self._weights(expansion), vector, k))
+        """Search with what an augmentation made of a query."""
+        return self._candidates(Indexed(self, k).search(expansion, k))
+
+    def document(self, document_id: str) -> Document:
+        """A document with its text; `InputError` where the texts are not known."""
+        if document_id not in self._texts:
+            raise InputError(
+                f"the text of document {document_id!r} is not known here",
+                remedy="give the documents as a list, not an index alone",
+            )
+        return self._texts[document_id]
 
     def embed(self, texts: Sequence[str], role: str) -> Vectors:
         """Vectors of texts: float32, shape (len(texts), dimensions)."""
@@ -131,30 +177,12 @@ class Retriever(Closing):
         """Close the connections to an embedding model; a second time does nothing."""
         self._open.close()
 
-    def _fused(
-        self, query: str | Mapping[str, float], vector: Vectors | None, k: int
-    ) -> list[Scored]:
-        lists: list[list[Scored]] = []
-        if self.bm25 is not None:
-            lists.append(self.bm25.search(query, k))
-        if self.dense is not None and self._encoder is not None and vector is not None:
-            model = self._encoder.identity
-            lists.append(self.dense.search(vector.reshape(1, -1), k, model=model)[0])
-        if len(lists) == 1:
-            return lists[0]
-        if self.fusion == "rrf":
-            return reciprocal_rank([[doc for doc, _ in found] for found in lists])[:k]
-        return minmax(lists, weights=[1 - self.dense_weight, self.dense_weight])[:k]
-
-    def _weights(self, expansion: Expansion) -> Mapping[str, float]:
-        """Analysed terms with weights: the query `repeat` times and each text once."""
-        analyze = ANALYZERS[self.bm25.analyzer if self.bm25 is not None else "english"]
-        weights: Counter[str] = Counter()
-        for term in analyze(expansion.query.text):
-            weights[term] += expansion.repeat
-        for text in expansion.texts:
-            weights.update(analyze(text))
-        return dict(weights)
+    def _dense_parts(self, texts: Sequence[str], k: int) -> tuple[Vectors, list[list[Scored]]]:
+        """The vectors of queries, and what they find."""
+        if self.dense is None or self._encoder is None or not texts:
+            return np.zeros((0, 1), dtype=np.float32), []
+        vectors = self.embed(texts, "query")
+        return vectors, self.dense.search(vectors, k, model=self._encoder.identity)
 
     def _candidates(self, scored: Sequence[Scored]) -> list[Candidate]:
         return [Candidate(self._texts.get(i) or Document(i, ""), score) for i, score in scored]
@@ -165,7 +193,8 @@ class Retriever(Closing):
             raise InputError(f"the documents are {type(documents).__name__}", remedy="give a list")
         wanted = KINDS if self.first_stage == "hybrid" else (self.first_stage,)
         passes = self._built + sum(not self._has(kind) for kind in wanted)
-        if documents is None or not (passes > 1 or isinstance(documents, Sequence | Mapping)):
+        read_again = passes > 1 or self._engine is not None
+        if documents is None or not (read_again or isinstance(documents, Sequence | Mapping)):
             return documents
         kept = [candidate.document for candidate in candidates(documents)]
         self._texts = {document.id: document for document in kept}
@@ -199,24 +228,26 @@ class Retriever(Closing):
         self,
         kind: str,
         load: Callable[[Path], Index],
-        build: Callable[[Iterable[Document]], Index],
+        build: Callable[[Iterable[Document], Path | None], Index],
     ) -> Index:
         folder = None if self._folder is None else self._folder / kind
         if folder is not None and (folder.exists() or self._documents is None):
             return load(folder)
         if self._documents is None:
             raise InputError("no documents to search, and no index folder")
-        digest = _Digest()
-        index = build(digest.over(self._documents))
-        if self._folder is None or folder is None:
-            return index
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self._folder / CORPUS, digest.text)
-        index.save(folder)
-        return load(folder)
+        return build(self._recorded(self._documents), folder)
 
-    def _build_dense(self, documents: Iterable[Document]) -> DenseIndex:
-        return DenseIndex.build(
+    def _recorded(self, documents: Iterable[Passage]) -> Iterator[Document]:
+        """Pass the documents on; after the last one write down beside the index what they were."""
+        digest = _Digest()
+        yield from digest.over(documents)
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self._folder / CORPUS, digest.text)
+
+    def _build_dense(self, documents: Iterable[Document], folder: Path | None) -> DenseIndex:
+        build = DenseIndex.build if folder is None else partial(DenseIndex.build_in, folder)
+        return build(
             documents,
             lambda texts: self.embed(texts, "document"),
             model=self._encoder.identity if self._encoder is not None else "",
@@ -246,14 +277,30 @@ class _Digest:
         return json.dumps({"documents": self._count, "sha256": self._hash.hexdigest()}) + "\n"
 
 
+def _texts(queries: Sequence[str | Query]) -> list[str]:
+    return [query.text if isinstance(query, Query) else query for query in queries]
+
+
+def _build_bm25(documents: Iterable[Document], folder: Path | None, *, analyzer: str) -> BM25Index:
+    index = BM25Index.build(documents, analyzer=analyzer)
+    if folder is None:
+        return index
+    index.save(folder)
+    return BM25Index.load(folder)
+
+
 def embed(encoder: Backend, texts: Sequence[str], role: str) -> Vectors:
     """Vectors of texts from an embedding model; `BackendError` when it gives none."""
-    ask = Embed(tuple(texts), role=role)
-    request = Request(ask=ask, want="vectors", texts=ask.texts, role=role)
-    (reply,) = run_sync(encoder.answer([request]))
-    if reply.error or reply.vectors is None:
-        raise BackendError(f"{encoder.identity} gave no vectors: {reply.error or 'empty reply'}")
-    return reply.vectors
+    starts = range(0, len(texts), EMBED_BATCH)
+    asks = [Embed(tuple(texts[start : start + EMBED_BATCH]), role=role) for start in starts]
+    requests = [Request(ask=ask, want="vectors", texts=ask.texts, role=role) for ask in asks]
+    found = []
+    for reply in run_sync(encoder.answer(requests)):
+        if reply.error or reply.vectors is None:
+            told = reply.error or "empty reply"
+            raise BackendError(f"{encoder.identity} gave no vectors: {told}")
+        found.append(reply.vectors)
+    return np.concatenate(found)
 
 
 def _release(encoder: Backend | None) -> None:

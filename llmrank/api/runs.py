@@ -24,6 +24,9 @@ from llmrank.types import Candidate, Document, Ordering, Query, Tally
 Progress = Callable[[int, Tally], None]
 """Called when a query ends: how many have ended, and what they cost together."""
 
+Groups = Callable[[], Iterator[tuple[str, trec.Hits]]]
+"""Query ids with their first-stage hits, best first; read anew at every call."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunInput:
@@ -129,18 +132,18 @@ class Result:
     def __len__(self) -> int:
         return len(self._orders)
 
-    def write(self, folder: RunFolder, inputs: Inputs, tag: str) -> None:
+    def write(self, folder: RunFolder, groups: Groups, tag: str) -> None:
         """Write `run.trec` and `scores.jsonl`, queries in the order of the first-stage run."""
-        trec.write_run(folder.run, self._ranked(inputs), tag=tag)
-        trec.write_jsonl(folder.scores, self._records(inputs))
+        trec.write_run(folder.run, self._ranked(groups), tag=tag)
+        trec.write_jsonl(folder.scores, self._records(groups))
 
-    def _ranked(self, inputs: Inputs) -> Iterator[tuple[str, list[tuple[str, float]]]]:
-        for query_id, hits in inputs.groups():
+    def _ranked(self, groups: Groups) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+        for query_id, hits in groups():
             order = self._orders[query_id]
             yield query_id, [(hits[i][0], float(len(order) - n)) for n, i in enumerate(order)]
 
-    def _records(self, inputs: Inputs) -> Iterator[dict[str, object]]:
-        for query_id, hits in inputs.groups():
+    def _records(self, groups: Groups) -> Iterator[dict[str, object]]:
+        for query_id, hits in groups():
             judged = zip_longest(self._scores[query_id], self._evidence[query_id])
             for i, (score, passage) in enumerate(judged):
                 if score is not None or passage is not None:
@@ -185,7 +188,7 @@ def rerank_run(
     folder.check("method")
     session.run_sync(inputs.plans(method), finished)
     # Only now, so that a run that fails leaves the results of an earlier one as they were.
-    result.write(folder, inputs, tag=str(method).replace(" ", ""))
+    result.write(folder, inputs.groups, tag=str(method).replace(" ", ""))
     folder.write("manifest.json", manifest(session, {"method": str(method)}, inputs.source))
     folder.write("summary.json", summary(session, result.tally, len(result), started, inputs.empty))
     return result.tally

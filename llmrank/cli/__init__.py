@@ -19,6 +19,7 @@ from llmrank.cli import (
     probe,
     prompts,
     rerank,
+    run,
     search,
     simulate,
 )
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 app.command("search")(search.search)
 app.command("rerank")(rerank.rerank)
+app.command("run")(run.run)
 app.command("expand")(expand.expand)
 app.command("generate")(generate.generate)
 app.command("eval")(evaluate.evaluate)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Count = Annotated[int, typer.Option("--n", min=2, help="Candidates of a query in the table.")]
 SHOWN = ("method", "asks", "calls", "rounds", "source")
 INNER = "sliding"
+EXPANSION = "query2doc"
 
 
 def methods(n: Count = 100, as_json: o.Json = False) -> None:
@@ -32,8 +33,8 @@ def methods(n: Count = 100, as_json: o.Json = False) -> None:
     ]
     expansions = [
         {
-            "method": str(expand.Expander(name)),
-            "first stage": family.first_stage,
+            "method": str(expand.parse(f"{name}({EXPANSION})" if family.inner else name)),
+            "first stage": " or ".join(family.kinds),
             "source": family.source,
         }
         for name, family in expand.METHODS.items()

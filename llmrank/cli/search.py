@@ -9,9 +9,12 @@ import typer
 
 import llmrank.cli.options as o
 import llmrank.cli.screen as screen
+from llmrank.errors import InputError
 
 if TYPE_CHECKING:
     from llmrank.api import Retriever
+    from llmrank.evaluate import Qrels
+    from llmrank.types import Query
 
 FirstStage = Annotated[str, typer.Option(help="bm25, dense or hybrid (both, fused).")]
 Index = Annotated[
@@ -23,9 +26,24 @@ Analyzer = Annotated[
         help="BM25 analysis: english (as Lucene's, the default) or plain.", show_default=False
     ),
 ]
-Fusion = Annotated[str, typer.Option(help="How hybrid fuses: rrf (k=60) or minmax.")]
+Fusion = Annotated[
+    str, typer.Option(help="How hybrid fuses: rrf (k=60), minmax, zscore or product (LaPraDoR's).")
+]
 DenseWeight = Annotated[
-    float, typer.Option(min=0, max=1, help="Weight of dense in minmax, from 0 to 1.")
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Weight of dense in hybrid, from 0 to 1; by default .5. product has none.",
+        show_default=False,
+    ),
+]
+Tune = Annotated[
+    str | None,
+    typer.Option(
+        help="Judgements to choose the weight of dense by: for each fifth of the judged queries "
+        "the one that is best on the others."
+    ),
 ]
 K = Annotated[int, typer.Option("--k", "-k", min=1, help="Documents per query.")]
 RunFile = Annotated[str, typer.Option("--out", "-o", help="TREC run to write; - prints it.")]
@@ -42,7 +60,8 @@ def search(
     encoder_url: o.EncoderUrl = None,
     analyzer: Analyzer = None,
     fusion: Fusion = "rrf",
-    dense_weight: DenseWeight = 0.5,
+    dense_weight: DenseWeight = None,
+    tune: Tune = None,
     out: RunFile = "-",
     as_json: o.Json = False,
 ) -> None:
@@ -55,15 +74,29 @@ def search(
 
     from llmrank import trec
 
+    if tune is not None and (
+        first_stage != "hybrid" or fusion == "product" or dense_weight is not None
+    ):
+        raise InputError(
+            "--tune chooses the weight of dense search",
+            remedy="use it with --first-stage hybrid, a fusion that has weights, "
+            "and without --dense-weight",
+        )
+    qrels = None if tune is None else trec.read_qrels(tune)
     asked = list(islice(trec.read_queries(queries), limit))
     retriever = open_retriever(
         corpus, first_stage, index, encoder, encoder_url, analyzer, fusion, dense_weight
     )
-    tag = first_stage if first_stage != "hybrid" else f"hybrid-{fusion}"
-    groups = [
-        (query.id, [(c.document.id, c.score) for c in found])
-        for query, found in zip(asked, retriever.search_many(asked, k), strict=True)
-    ]
+    if qrels is not None:
+        groups, tag = _tuned(retriever, asked, qrels, k)
+    else:
+        tag = first_stage if first_stage != "hybrid" else f"hybrid-{fusion}"
+        if dense_weight is not None:
+            tag += f"-{dense_weight:g}"
+        groups = [
+            (query.id, [(c.document.id, c.score) for c in found])
+            for query, found in zip(asked, retriever.search_many(asked, k), strict=True)
+        ]
     if as_json:
         screen.show(
             [
@@ -78,6 +111,21 @@ def search(
         screen.note(f"{len(asked)} queries searched, run in {out}")
 
 
+def _tuned(
+    retriever: Retriever, asked: list[Query], qrels: Qrels, k: int
+) -> tuple[list[tuple[str, list[tuple[str, float]]]], str]:
+    """What a search with tuned weights finds, and its tag; the weights are told."""
+    from llmrank import api
+
+    tuned = api.search_tuned(retriever, asked, qrels, k)
+    weights = " ".join(f"{weight:g}" for weight in tuned.weights)
+    screen.note(
+        f"weight of dense by fold: {weights} (each best in nDCG@10 on the other folds; "
+        f"{tuned.judged} judged queries)"
+    )
+    return list(tuned.found.items()), f"hybrid-{retriever.fusion}-tuned"
+
+
 def open_retriever(
     corpus: str,
     first_stage: str,
@@ -86,7 +134,7 @@ def open_retriever(
     encoder_url: str | None,
     analyzer: str | None = None,
     fusion: str = "rrf",
-    dense_weight: float = 0.5,
+    dense_weight: float | None = None,
 ) -> Retriever:
     """A retriever over a corpus; an index folder that exists must have been built from it."""
     from llmrank import trec

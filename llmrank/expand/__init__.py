@@ -1,4 +1,4 @@
-"""Query augmentation as plans: a language model writes text that a first stage then searches with.
+"""Query augmentation as plans: what a first stage then searches with, or finds with feedback.
 
 What a model writes is untrusted: an empty, refused or failed text is left out and counted, and a
 query without any usable text is searched as it is.
@@ -6,125 +6,199 @@ query without any usable text is searched as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, NoReturn
 
 import llmrank.spec as spec
-from llmrank.errors import BackendError, SpecError
-from llmrank.plan import Answer, Embed, Plan, Vectors, Write, Written, ask_all
-from llmrank.types import Query
+from llmrank.errors import SpecError
+from llmrank.expand.base import Expansion, FirstStage, Kind, Scored, View, plain
+from llmrank.expand.feedback import rerank_feedback, rm3, rocchio, vector_prf, vector_rocchio
+from llmrank.expand.gate import gated
+from llmrank.expand.generative import (
+    grf,
+    grf_prompts,
+    hyde,
+    hyde_prompts,
+    keyword_prompts,
+    keywords,
+    query2doc,
+)
+from llmrank.expand.views import clarify, mixgr, multi_query, subqueries, translate
+from llmrank.plan import Embed, Grade, Need, Plan, Vectors, Write, need
+from llmrank.types import Document, Query
 
-FirstStage = Literal["bm25", "dense"]
-
-
-@dataclass(frozen=True, slots=True)
-class Expansion:
-    """What an augmentation made of a query.
-
-    `texts` are the usable generated texts. For BM25 search with the query text `repeat` times and
-    each text once; for dense retrieval search with `vector`, of shape (1, dimensions). `answers`
-    keeps the outcome of every sample. `expanded` is False where the plain query has to serve.
-    """
-
-    query: Query
-    texts: tuple[str, ...]
-    answers: tuple[Answer[Written], ...] = field(repr=False)
-    repeat: int = 1
-    vector: Vectors | None = field(default=None, compare=False, repr=False)
-
-    @property
-    def expanded(self) -> bool:
-        """Whether there was any usable text."""
-        return bool(self.texts)
-
-
-def write(query: Query, task: str, n: int) -> Plan[list[Answer[Written]]]:
-    """n samples of a text written for a query, in one round."""
-    if n < 1:
-        raise SpecError("n must be at least 1")
-    inputs = (("query", query.text),)
-    return (yield from ask_all([Write(task, inputs, sample=i) for i in range(n)]))
-
-
-def query2doc(query: Query, *, n: int = 1, repeat: int = 5) -> Plan[Expansion]:
-    """Pseudo documents appended to the query, which counts `repeat` times.
-
-    Wang et al. 2023, arXiv 2303.07678: one text of at most 128 tokens, the query five times.
-    """
-    if repeat < 1:
-        raise SpecError("repeat must be at least 1")
-    answers = yield from write(query, "query2doc", n)
-    return Expansion(query, _usable(answers), tuple(answers), repeat)
-
-
-def hyde(query: Query, *, n: int = 4) -> Plan[Expansion]:
-    """The mean of the vectors of the query and of n hypothetical documents, unnormalised.
-
-    Gao et al. 2022, arXiv 2212.10496 (eight samples, temperature 0.7). Without a usable document
-    the vector is the query's own.
-    """
-    answers = yield from write(query, "hyde", n)
-    texts = _usable(answers)
-    asks = [Embed((query.text,), role="query")]
-    if texts:
-        asks.append(Embed(texts, role="document"))
-    embedded = yield from ask_all(asks)
-    vectors = [answer.value for answer in embedded]
-    own = vectors[0]
-    if own is None:
-        raise BackendError(f"query {query.id} could not be embedded: {embedded[0].problem}")
-    if texts and vectors[1] is not None:
-        total = own.sum(axis=0) + vectors[1].sum(axis=0)
-        mean = (total / (1 + len(texts))).reshape(1, -1)
-        return Expansion(query, texts, tuple(answers), vector=mean)
-    return Expansion(query, (), tuple(answers), vector=own)
-
-
-def _usable(answers: list[Answer[Written]]) -> tuple[str, ...]:
-    return tuple(answer.value.text for answer in answers if answer.value is not None)
+__all__ = [
+    "METHODS",
+    "Expander",
+    "Expansion",
+    "Family",
+    "FirstStage",
+    "Kind",
+    "NoIndex",
+    "Scored",
+    "View",
+    "parse",
+    "plain",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """An augmentation before its parameters are set, and the first stage it is made for."""
+    """An augmentation before its parameters are set.
+
+    `kinds` are the first stages that it is for, its own first, and `tasks` the texts that it has
+    written, which may depend on the parameters, as may whether it has documents graded. An `inner`
+    augmentation is for what the one inside it is for.
+    """
 
     plan: Callable[..., Plan[Expansion]]
-    first_stage: FirstStage
+    kinds: tuple[Kind, ...]
     source: str
+    tasks: Callable[[Mapping[str, Any]], Sequence[str]] = lambda _: ()
+    grades: Callable[[Mapping[str, Any]], bool] = lambda _: False
+    inner: bool = False
+
+
+def _always(*tasks: str) -> Callable[[Mapping[str, Any]], Sequence[str]]:
+    return lambda _: tasks
 
 
 METHODS: Mapping[str, Family] = {
-    "query2doc": Family(query2doc, "bm25", "query2doc, arXiv 2303.07678"),
-    "hyde": Family(hyde, "dense", "HyDE, arXiv 2212.10496"),
+    "query2doc": Family(
+        query2doc, ("bm25", "dense"), "query2doc, arXiv 2303.07678", _always("query2doc")
+    ),
+    "hyde": Family(hyde, ("dense",), "HyDE, arXiv 2212.10496", hyde_prompts),
+    "grf": Family(grf, ("bm25",), "GRF, arXiv 2304.13157", grf_prompts),
+    "keywords": Family(keywords, ("bm25",), "Q2E, arXiv 2305.03653", keyword_prompts),
+    "multi_query": Family(
+        multi_query, ("bm25", "dense"), "RAG-Fusion, arXiv 2402.03367", _always("multi_query")
+    ),
+    "subqueries": Family(
+        subqueries, ("bm25", "dense"), "least-to-most, arXiv 2205.10625", _always("subqueries")
+    ),
+    "mixgr": Family(mixgr, ("dense", "bm25"), "MixGR, arXiv 2407.10691", _always("subqueries")),
+    "clarify": Family(
+        clarify,
+        ("bm25", "dense"),
+        "simulated clarification, arXiv 2205.15918",
+        _always("clarify", "clarified"),
+    ),
+    "translate": Family(
+        translate, ("bm25", "dense"), "query translation, Oard 1998", _always("translate")
+    ),
+    "rm3": Family(rm3, ("bm25",), "RM3, as in Anserini"),
+    "rocchio": Family(rocchio, ("bm25",), "Rocchio, as in Anserini"),
+    "vector_prf": Family(vector_prf, ("dense",), "vector PRF (average), arXiv 2108.11044"),
+    "vector_rocchio": Family(vector_rocchio, ("dense",), "vector PRF (Rocchio), arXiv 2108.11044"),
+    "rerank_feedback": Family(
+        rerank_feedback,
+        ("dense",),
+        "ReFIT, arXiv 2305.11744; FIRST, arXiv 2406.15657",
+        grades=lambda _: True,
+    ),
+    "gated": Family(
+        gated,
+        ("bm25", "dense"),
+        "overlap; grades; NQC, Shtok et al. 2012",
+        grades=lambda given: given["by"] == "grade",
+        inner=True,
+    ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Expander:
-    """An augmentation with its parameters; its `str` can be parsed again."""
+    """An augmentation with its parameters; its `str` can be parsed again.
+
+    `inner` is the one that an augmentation such as `gated` decides about.
+    """
 
     name: str
     parameters: Mapping[str, object] = field(default_factory=dict)
+    inner: Expander | None = None
 
     def __post_init__(self) -> None:
-        plan = _family(self.name).plan
+        family = _family(self.name)
+        if family.inner != (self.inner is not None):
+            takes = f"{self.name}(query2doc, ...)" if family.inner else f"{self.name}(...)"
+            which = "is about another expansion" if family.inner else "takes no other expansion"
+            raise SpecError(f"{self.name} {which}; write {takes}")
+        plan = family.plan
         full = {**spec.defaults(plan), **spec.bind(self.name, plan, self.parameters)}
         object.__setattr__(self, "parameters", full)
-        # The first round checks the parameters; nothing is asked before it is answered.
-        next(plan(Query("", ""), **full))
+        # What is done before anything is asked checks the parameters.
+        with suppress(NeedsIndex):
+            next(self.plan(Query("", ""), NoIndex(self.kinds[0])), None)
 
     def __str__(self) -> str:
-        return spec.written(self.name, self.parameters)
+        return spec.written(self.name, self.parameters, str(self.inner or ""))
 
     @property
     def family(self) -> Family:
         """The augmentation without its parameters."""
         return METHODS[self.name]
 
-    def plan(self, query: Query) -> Plan[Expansion]:
-        """Expand one query."""
-        return self.family.plan(query, **self.parameters)
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The first stages that it is for, its own first."""
+        return self.family.kinds if self.inner is None else self.inner.kinds
+
+    def needs(self, kinds: frozenset[Kind]) -> list[Need]:
+        """What it asks where the first stage searches by these."""
+        asked = [] if self.inner is None else self.inner.needs(frozenset())
+        asked += [Need(Write, task=task) for task in self.family.tasks(self.parameters)]
+        if self.family.grades(self.parameters):
+            asked.append(need(Grade(Query("", ""), Document("", ""))))
+        if "dense" in kinds:
+            asked.append(Need(Embed))
+        return list(dict.fromkeys(asked))
+
+    def plan(self, query: Query, first: FirstStage) -> Plan[Expansion]:
+        """Expand one query for a first stage."""
+        inner = {} if self.inner is None else {"inner": self.inner.plan}
+        return self.family.plan(query, first, **inner, **self.parameters)
+
+
+class NeedsIndex(SpecError):
+    """An augmentation takes feedback from an index, and there is none."""
+
+
+class NoIndex:
+    """The place of a first stage where nothing is searched: queries are only written."""
+
+    size = depth = 0
+
+    def __init__(self, kind: Kind) -> None:
+        self.kinds = frozenset({kind})
+
+    def search(self, expansion: Expansion, k: int) -> list[Scored]:
+        """Raise."""
+        self._none()
+
+    def analyze(self, text: str) -> list[str]:
+        """Raise."""
+        self._none()
+
+    def frequency(self, term: str) -> int:
+        """Raise."""
+        self._none()
+
+    def counts(self, document_id: str) -> Mapping[str, int]:
+        """Raise."""
+        self._none()
+
+    def vectors(self, ids: Sequence[str]) -> Vectors:
+        """Raise."""
+        self._none()
+
+    def document(self, document_id: str) -> Document:
+        """Raise."""
+        self._none()
+
+    def _none(self) -> NoReturn:
+        raise NeedsIndex("this augmentation needs documents to search: give a corpus (--corpus)")
 
 
 def _family(name: str) -> Family:
@@ -134,8 +208,8 @@ def _family(name: str) -> Family:
 
 
 def parse(text: str) -> Expander:
-    """Read an expansion such as `query2doc(n=2)`."""
+    """Read an expansion such as `query2doc(n=2)`, or `gated(query2doc(n=2), by=overlap)`."""
     name, given, depth, inner = spec.split(text)
-    if depth is not None or inner:
-        raise SpecError(f"an expansion has no depth and no method inside: {text!r}")
-    return Expander(name, given)
+    if depth is not None:
+        raise SpecError(f"an expansion has no depth: {text!r}")
+    return Expander(name, given, parse(inner) if inner else None)

@@ -1,4 +1,6 @@
-"""BM25 with Lucene's formula: an index for a corpus, and scores for a handful of passages.
+"""BM25: an index for a corpus, and scores for a handful of passages.
+
+Lucene's formula, unless another variant is asked for:
 
     score(q, d) = sum over the terms t of q:  weight(t) * idf(t) * tf / (tf + k1 * (1 - b + b * l))
     idf(t) = ln(1 + (N - df + 0.5) / (df + 0.5)),  l = length of d / mean length
@@ -15,6 +17,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +33,15 @@ from llmrank.types import Document
 
 K1 = 0.9
 B = 0.4
+VARIANTS = ("lucene", "robertson", "atire", "bm25l", "bm25+")
+"""Which BM25, in the names and the formulas of bm25s, whose delta of .5 the last two have.
+
+What those two give to every document alike for a term that it lacks is left out.
+"""
+
 _KIND = "bm25"
+_FORMAT = 2
+_BLOCK = 4096  # documents whose terms are counted at one time
 
 
 class _Postings(NamedTuple):
@@ -41,16 +52,29 @@ class _Postings(NamedTuple):
     offsets: NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class _Contents(NamedTuple):
+    """Document i has `terms[offsets[i]:offsets[i + 1]]`, each as often as `counts` says there."""
+
+    terms: NDArray[np.int32]
+    counts: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class BM25Index:
-    """An inverted index with the weight of every term in every document; it keeps no texts."""
+    """An inverted index with the weight of every term in every document, and their counts.
+
+    It keeps no texts.
+    """
 
     ids: tuple[str, ...]
     analyzer: str
     k1: float
     b: float
+    variant: str
     _terms: Mapping[str, int]
     _postings: _Postings
+    _contents: _Contents
 
     @classmethod
     def build(
@@ -60,6 +84,7 @@ class BM25Index:
         k1: float = K1,
         b: float = B,
         analyzer: str = "english",
+        variant: str = "lucene",
     ) -> BM25Index:
         """Index title and text of every document, reading each once.
 
@@ -69,6 +94,7 @@ class BM25Index:
 
         if not (0 <= k1 < math.inf and 0 <= b <= 1):
             raise InputError(f"k1={k1}, b={b}", remedy="k1 is 0 or more, b between 0 and 1")
+        _check_variant(variant)
         analyze = analyzer_named(analyzer)
         ids: list[str] = []
         terms: dict[str, int] = {}
@@ -79,11 +105,12 @@ class BM25Index:
             rows.append(array("i", (terms.setdefault(word, len(terms)) for word in words)))
         if not terms:
             raise InputError("no document of the corpus has a term to index")
-        engine = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numpy")
+        engine = bm25s.BM25(k1=k1, b=b, method=variant, backend="numpy")
         engine.index((rows, terms), create_empty_token=False, show_progress=False)
         found = engine.scores
         postings = _Postings(found["indices"], found["data"], found["indptr"])
-        return cls(tuple(ids), analyzer, float(k1), float(b), terms, postings)
+        contents = _counted(rows, len(terms))
+        return cls(tuple(ids), analyzer, float(k1), float(b), variant, terms, postings, contents)
 
     def save(self, folder: str | Path) -> None:
         """Write the index to a folder, at once or not at all; an index there is replaced.
@@ -94,34 +121,67 @@ class BM25Index:
         def fill(new: Path) -> None:
             for name, values in self._postings._asdict().items():
                 np.save(new / f"{name}.npy", values, allow_pickle=False)
+            for name, values in self._contents._asdict().items():
+                np.save(new / f"forward_{name}.npy", values, allow_pickle=False)
             _folder.write_json(new / "terms.json", list(self._terms))
 
-        about = {"kind": _KIND, "analyzer": self.analyzer, "k1": self.k1, "b": self.b}
+        about = {
+            "kind": _KIND,
+            "format": _FORMAT,
+            "analyzer": self.analyzer,
+            "variant": self.variant,
+            "k1": self.k1,
+            "b": self.b,
+        }
         _folder.write(Path(folder), about, self.ids, fill)
 
     @classmethod
     def load(cls, folder: str | Path) -> BM25Index:
-        """Open a saved index, its postings memory-mapped; InputError if it is not whole."""
-        stored = _folder.read(Path(folder), _KIND)
-        analyzer = stored.value("analyzer", str)
+        """Open a saved index, its arrays memory-mapped; InputError if it is not whole."""
+        stored = _folder.read(Path(folder), _KIND, _FORMAT)
+        analyzer, variant = stored.value("analyzer", str), stored.value("variant", str)
         analyzer_named(analyzer)
+        _check_variant(variant)
         terms = {term: number for number, term in enumerate(stored.strings("terms"))}
         postings = _Postings(
             stored.array("documents", np.int32),
             stored.array("weights", np.float32),
             stored.array("offsets", np.int64),
         )
+        contents = _Contents(
+            stored.array("forward_terms", np.int32),
+            stored.array("forward_counts", np.int32),
+            stored.array("forward_offsets", np.int64),
+        )
         size = len(postings.documents)
         if not (
             len(postings.offsets) == len(terms) + 1
+            and len(contents.offsets) == len(stored.ids) + 1
             and postings.offsets[-1] == size == len(postings.weights)
+            and contents.offsets[-1] == size == len(contents.terms) == len(contents.counts)
         ):
             raise InputError("the files do not belong together", path=folder)
         k1, b = stored.value("k1", float), stored.value("b", float)
-        return cls(stored.ids, analyzer, k1, b, terms, postings)
+        return cls(stored.ids, analyzer, k1, b, variant, terms, postings, contents)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def frequency(self, term: str) -> int:
+        """In how many documents an analysed term is."""
+        number = self._terms.get(term)
+        if number is None:
+            return 0
+        start, end = self._postings.offsets[number : number + 2].tolist()
+        return int(end - start)
+
+    def counts(self, document_id: str) -> dict[str, int]:
+        """How often every analysed term is in a document; InputError for an unknown one."""
+        (place,) = self._places([document_id])
+        start, end = self._contents.offsets[place : place + 2].tolist()
+        numbers = self._contents.terms[start:end].tolist()
+        counts = self._contents.counts[start:end].tolist()
+        return {self._words[number]: n for number, n in zip(numbers, counts, strict=True)}
 
     def search(self, query: str | Mapping[str, float], k: int) -> list[Scored]:
         """The k best documents with a score above 0: score falling, then id falling.
@@ -130,8 +190,7 @@ class BM25Index:
         terms with their weights. Scores are summed in float64 and rounded to float32.
         """
         _folder.check_depth(k)
-        weights = Counter(analyzer_named(self.analyzer)(query)) if isinstance(query, str) else query
-        scores = self._scores(weights)
+        scores = self._scores(query)
         matched = np.flatnonzero(scores > 0)
         return _folder.top(scores[matched], matched, self.ids, k)
 
@@ -141,7 +200,30 @@ class BM25Index:
         """`search` for each query, in the order of the queries."""
         return [self.search(query, k) for query in queries]
 
-    def _scores(self, weights: Mapping[str, float]) -> NDArray[np.float32]:
+    def score(self, query: str | Mapping[str, float], ids: Sequence[str]) -> list[float]:
+        """The scores of these documents, in their order, as `search` gives them.
+
+        0 for a document without any term of the query; InputError for an unknown one.
+        """
+        found: list[float] = self._scores(query)[self._places(ids)].tolist()
+        return found
+
+    def _places(self, ids: Sequence[str]) -> list[int]:
+        try:
+            return [self._numbers[name] for name in ids]
+        except KeyError as error:
+            raise InputError(f"document {error.args[0]!r} is not in the index") from None
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.ids)}
+
+    @cached_property
+    def _words(self) -> list[str]:
+        return list(self._terms)
+
+    def _scores(self, query: str | Mapping[str, float]) -> NDArray[np.float32]:
+        weights = Counter(analyzer_named(self.analyzer)(query)) if isinstance(query, str) else query
         documents, parts = [], []
         # In the order of the terms' numbers, so that a sum does not depend on the mapping's order.
         for number, weight in sorted(self._known(weights)):
@@ -149,7 +231,7 @@ class BM25Index:
             documents.append(self._postings.documents[start:end])
             parts.append(np.multiply(self._postings.weights[start:end], weight, dtype=np.float64))
         if not parts:
-            return np.zeros(0, dtype=np.float32)
+            return np.zeros(len(self.ids), dtype=np.float32)
         sums = np.bincount(np.concatenate(documents), np.concatenate(parts), len(self.ids))
         return sums.astype(np.float32)
 
@@ -159,6 +241,29 @@ class BM25Index:
                 raise InputError(f"the weight of the term {term!r} is {weight}")
             if term in self._terms:
                 yield self._terms[term], weight
+
+
+def _check_variant(variant: str) -> None:
+    if variant not in VARIANTS:
+        known = ", ".join(VARIANTS)
+        raise InputError(f"there is no BM25 {variant!r}", remedy=f"use one of: {known}")
+
+
+def _counted(rows: Sequence[array[int]], size: int) -> _Contents:
+    """How often each of `size` terms is in every document, from the terms in their order."""
+    terms, counts, distinct = [], [], [np.zeros(1, dtype=np.int64)]
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        lengths = np.fromiter(map(len, block), np.int64, len(block))
+        words = np.frombuffer(b"".join(block), dtype=np.intc)
+        pairs = np.repeat(np.arange(len(block)) * size, lengths) + words
+        found, times = np.unique(pairs, return_counts=True)
+        documents, numbers = np.divmod(found, size)
+        terms.append(numbers.astype(np.int32))
+        counts.append(times.astype(np.int32))
+        distinct.append(np.bincount(documents, minlength=len(block)))
+    offsets = np.cumsum(np.concatenate(distinct), dtype=np.int64)
+    return _Contents(np.concatenate(terms), np.concatenate(counts), offsets)
 
 
 def score_passages(

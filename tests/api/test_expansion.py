@@ -50,7 +50,11 @@ class TestQuery2doc:
         assert [e.query for e in expansions] == QUERIES
         assert [e.expanded for e in expansions] == [True, False, True]
         assert expansions[0].texts == ("All about bread and its cables.",) * 2
-        assert {e.repeat for e in expansions} == {3}
+        assert [e.views[0].texts[0] for e in expansions] == [
+            ("bread", 3),
+            ("nobody", 1),
+            ("moon", 3),
+        ]
         assert [a.status for a in expansions[1].answers] == [Status.FAILED] * 2
         assert tally.outcomes == {Status.OK: 4, Status.FAILED: 2}
         assert tally.failures == 2
@@ -83,16 +87,18 @@ class TestQuery2doc:
 class TestHyde:
     def test_the_vector_is_the_mean_of_query_and_texts(self, session: Session) -> None:
         (expansion,), _ = expand(session, parse("hyde(n=3)"), QUERIES[:1])
-        assert expansion.vector is not None
+        (vector,) = [view.vector for view in expansion.views]
         # Of the words bread and cables; the query has the first alone.
-        assert np.allclose(expansion.vector, [[1, 0, 0, 0, 0, 3 / 4, 0, 0.1]])
+        assert vector is not None
+        assert np.allclose(vector, [[1, 0, 0, 0, 0, 3 / 4, 0, 0.1]])
 
     def test_without_a_text_the_vector_is_the_query_s(self, session: Session) -> None:
         expansions, tally = expand(session, parse("hyde(n=2)"), [Query("q", "moon nobody")])
         (expansion,) = expansions
         assert not expansion.expanded
-        assert expansion.vector is not None
-        assert np.allclose(expansion.vector, [[0, 0, 1, 0, 0, 0, 0, 0.1]])
+        (vector,) = [view.vector for view in expansion.views]
+        assert vector is not None
+        assert np.allclose(vector, [[0, 0, 1, 0, 0, 0, 0, 0.1]])
         assert tally.failures == 2
 
     def test_it_needs_an_encoder(self, writer: Server, judgements: Path) -> None:

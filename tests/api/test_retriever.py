@@ -13,7 +13,7 @@ from aiohttp import web
 from llmrank import Document, Query, Retriever, trec
 from llmrank.api.reranker import Passage
 from llmrank.errors import BackendError, InputError, SpecError
-from llmrank.expand import Expansion
+from llmrank.expand import Expansion, View
 from llmrank.retrieve import ANALYZERS
 from tests.servers import Body, Server, refuses
 
@@ -166,7 +166,7 @@ class TestDense:
             assert ids(again.search("sourdough", k=1)) == ["2"]
         assert len(encoder.bodies("/embeddings")) == asked + 1
 
-    @pytest.mark.parametrize("fusion", ["rrf", "minmax"])
+    @pytest.mark.parametrize("fusion", ["rrf", "minmax", "zscore", "product"])
     def test_hybrid_finds_what_either_finds(self, encoder: Server, fusion: Any) -> None:  # noqa: ANN401
         with Retriever(
             (text for text in TEXTS),
@@ -180,6 +180,81 @@ class TestDense:
         assert "3" in ids(found)
         assert len(found) == 3
         assert found[0].document.text == TEXTS[1]
+
+    def test_product_scores_every_document_by_both(self, encoder: Server) -> None:
+        with Retriever(
+            TEXTS, first_stage="hybrid", encoder=ENCODER, encoder_url=encoder.url, fusion="product"
+        ) as retriever:
+            found = {c.document.id: c.score for c in retriever.search("wild yeast", k=2)}
+            (both,) = retriever.parts(["wild yeast"], 2)
+            bm25, dense = retriever.bm25, retriever.dense
+            assert bm25 is not None
+            assert dense is not None
+            vector = retriever.embed(["wild yeast"], "query")[0]
+        assert set(dict(both[0])) == set(dict(both[1])) >= set(found)
+        for name, score in found.items():
+            parts = bm25.score("wild yeast", [name]) + dense.score(vector, [name])
+            assert score == parts[0] * parts[1] > 0
+
+    def test_weights_of_dense(self, encoder: Server) -> None:
+        def found(**options: Any) -> list[str]:  # noqa: ANN401
+            with Retriever(
+                TEXTS,
+                encoder=ENCODER,
+                encoder_url=encoder.url,
+                **{"first_stage": "hybrid", "fusion": "minmax", **options},
+            ) as retriever:
+                return ids(retriever.search("wild yeast bread", 2))
+
+        assert (
+            found(dense_weight=0.0)
+            == ["2", "0"]
+            == ids(Retriever(TEXTS).search("wild yeast bread"))
+        )
+        assert found(dense_weight=1.0)[0] == found(first_stage="dense")[0]
+        with pytest.raises(InputError, match="no weight"):
+            found(dense_weight=0.5, fusion="product")
+        with pytest.raises(InputError, match="for hybrid, not for dense"):
+            found(dense_weight=0.5, first_stage="dense")
+
+    def test_a_build_that_failed_goes_on(self, encoder: Server, tmp_path: Path) -> None:
+        texts = [f"{text} {n}" for n, text in enumerate(TEXTS * 40)]
+
+        def opened(documents: list[str]) -> Retriever:
+            return Retriever(
+                documents,
+                first_stage="hybrid",
+                encoder=ENCODER,
+                encoder_url=encoder.url,
+                index=tmp_path / "i",
+            )
+
+        encoder.script("/embeddings", embed, refuses(400, "no more"))
+        with pytest.raises(BackendError, match="no more"):
+            opened(texts)
+        encoder.script("/embeddings", embed)
+        sent = len(encoder.bodies("/embeddings"))
+        with pytest.raises(InputError, match="other documents"):
+            opened([*texts[:100], "another", *texts[101:]])
+        with opened(texts) as retriever:
+            assert len(retriever.dense or ()) == 160
+        later = [text for body in encoder.bodies("/embeddings")[sent:] for text in body["input"]]
+        assert later == texts[64:]
+        assert sorted(path.name for path in (tmp_path / "i").iterdir()) == [
+            "bm25",
+            "corpus.json",
+            "dense",
+        ]
+
+    def test_many_queries_are_embedded_in_several_requests(self, encoder: Server) -> None:
+        with Retriever(
+            TEXTS, first_stage="dense", encoder=ENCODER, encoder_url=encoder.url
+        ) as retriever:
+            sent = len(encoder.bodies("/embeddings"))
+            found = retriever.search_many(["moon", "cables"] * 50, 1)
+            assert [ids(one) for one in found] == [["1"], ["3"]] * 50
+            sizes = [len(body["input"]) for body in encoder.bodies("/embeddings")[sent:]]
+        assert sorted(sizes) == [36, 64]
 
     def test_nothing_is_left_open(self, encoder: Server) -> None:
         with warnings.catch_warnings():
@@ -207,12 +282,52 @@ class TestDense:
             assert ids(retriever.search("moon", k=1)) == ["1"]
 
 
+class TestEngine:
+    """A search function of the user's own."""
+
+    @staticmethod
+    def engine(texts: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
+        return [[("1", 0.5), ("0", 2.0), ("9", 1.0)][:k] for _ in texts]
+
+    @pytest.mark.parametrize("kind", [list, iter])
+    def test_it_searches_and_documents_give_the_texts(self, kind: Any) -> None:  # noqa: ANN401
+        retriever = Retriever(kind(TEXTS), engine=self.engine)
+        found = retriever.search(Query("q", "moon"))
+        assert [(c.document.id, c.score) for c in found] == [("0", 2), ("9", 1), ("1", 0.5)]
+        assert [c.document.text for c in found] == [TEXTS[0], "", TEXTS[1]]
+        assert ids(retriever.search("moon", 2)) == ["0", "1"]
+        assert retriever.search_many([]) == []
+
+    def test_without_documents(self) -> None:
+        assert ids(Retriever(engine=self.engine).search("moon")) == ["0", "9", "1"]
+
+    def test_what_it_gives_is_checked(self) -> None:
+        retriever = Retriever(engine=lambda texts, k: [[("a", float("nan"))] for _ in texts])
+        with pytest.raises(InputError, match=r"query 'q7': .* the score nan"):
+            retriever.search(Query("q7", "moon"))
+
+    @pytest.mark.parametrize(
+        "options", [{"first_stage": "hybrid"}, {"index": "i"}, {"analyzer": "plain"}]
+    )
+    def test_it_takes_no_index(self, options: Any) -> None:  # noqa: ANN401
+        with pytest.raises(InputError, match="searches by itself"):
+            Retriever(TEXTS, engine=self.engine, **options)
+
+    def test_augmentations_need_an_index(self) -> None:
+        with pytest.raises(InputError, match="BM25 index"):
+            Retriever(engine=self.engine).search_expanded(
+                Expansion(Query("1", "moon"), (View((("moon", 1),)),))
+            )
+
+
 class TestExpanded:
     def test_query_terms_count_repeat_times_and_each_text_once(self) -> None:
         retriever = Retriever(TEXTS)
         assert retriever.bm25 is not None
         query = Query("1", "bread bread moons")
-        expansion = Expansion(query, ("The moon, the bread!", "yeast"), (), repeat=5)
+        expansion = Expansion(
+            query, (View(((query.text, 5), ("The moon, the bread!", 1), ("yeast", 1))),)
+        )
         weights = {"bread": 5 * 2 + 1, "moon": 5 + 1, "yeast": 1}
         assert set(ANALYZERS["english"](query.text)) == {"bread", "moon"}
         expected = retriever.bm25.search(weights, 10)
@@ -221,17 +336,19 @@ class TestExpanded:
 
     def test_without_texts_the_order_is_the_plain_query_s(self) -> None:
         retriever = Retriever(TEXTS)
-        found = retriever.search_expanded(Expansion(Query("1", "wild yeast bread"), (), ()))
+        found = retriever.search_expanded(
+            Expansion(Query("1", "x"), (View((("wild yeast bread", 1),)),))
+        )
         assert ids(found) == ids(retriever.search("wild yeast bread"))
 
     def test_a_dense_search_needs_a_vector(self, encoder: Server) -> None:
         with Retriever(
             TEXTS, first_stage="dense", encoder=ENCODER, encoder_url=encoder.url
         ) as retriever:
-            with pytest.raises(InputError, match="no vector"):
-                retriever.search_expanded(Expansion(Query("1", "moon"), ("x",), ()))
+            with pytest.raises(InputError, match="BM25 index"):
+                retriever.search_expanded(Expansion(Query("1", "moon"), (View((("moon", 1),)),)))
             vector = np.asarray([[0, 0, 0, 0, 1, 1, 0, 0]], dtype=np.float32)
-            expansion = Expansion(Query("1", "moon"), ("x",), (), vector=vector)
+            expansion = Expansion(Query("1", "moon"), (View(vector=vector),))
             assert ids(retriever.search_expanded(expansion, 1)) == ["3"]
 
 

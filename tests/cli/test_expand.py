@@ -144,3 +144,35 @@ def test_mistakes_leave_nothing_behind(
     assert (done.code, done.out) == (code, "")
     assert told in done.err
     assert not list(tmp_path.iterdir())
+
+
+def test_what_it_did_to_the_judged_queries(
+    llmrank: Command, served: list[object], collection: Path, tmp_path: Path
+) -> None:
+    qrels = collection / "qrels" / "test.tsv"
+    done = llmrank("expand", *served, "--qrels", qrels, "--out", "a")
+    assert done.code == 0, done.err
+    assert llmrank("search", *served[:6], "--out", "plain.trec").code == 0
+    plain, searched = (
+        dict(trec.read_run(tmp_path / name)) for name in ("a/plain.trec", "plain.trec")
+    )
+    assert plain == searched
+    effect = json.loads((tmp_path / "a" / "summary.json").read_text())["effect"]
+    rows = list(trec.read_jsonl(tmp_path / "a" / "effects.jsonl"))
+    differences = [row["difference"] for row in rows]
+    assert differences == sorted(differences, reverse=True)  # type: ignore[type-var]
+    assert sum(differences) / 4 == pytest.approx(effect["difference"])  # type: ignore[arg-type]
+    assert effect["wins"] + effect["losses"] + effect["ties"] == effect["n"] == 4
+    assert f"{effect['wins']} won, {effect['losses']} lost" in done.err
+    assert all(row["texts"] == [WRITTEN] for row in rows)
+
+
+def test_judgements_without_a_corpus_are_refused(
+    llmrank: Command, collection: Path, server: Server
+) -> None:
+    done = llmrank(
+        *("expand", "--queries", collection, "--model", "openai:m", "--base-url", server.url),
+        *("--qrels", collection / "qrels" / "test.tsv", "--out", "a"),
+    )
+    assert (done.code, asked(server)) == (3, 0)
+    assert "--corpus" in done.err

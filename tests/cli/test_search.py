@@ -84,11 +84,31 @@ def test_dense_and_hybrid_with_a_server(
     assert asked(server) == sent + 1
     assert {line.split()[-1] for line in hybrid.out.splitlines()} == {"hybrid-rrf"}
     fused = ["--first-stage", "hybrid", "--index", "ix", "--fusion", "minmax", "--dense-weight"]
-    assert llmrank("search", *data, *encoder, *fused, 1).code == 0
+    dense_alone = llmrank("search", *data, *encoder, *fused, 1)
+    assert dense_alone.code == 0
+    assert {line.split()[-1] for line in dense_alone.out.splitlines()} == {"hybrid-minmax-1"}
     other = ["--encoder", "openai:other", "--encoder-url", server.url, "--first-stage", "dense"]
     done = llmrank("search", *data, *other, "--index", "ix")
     assert done.code == 3
     assert "openai:other" in done.err
+
+
+def test_a_tuned_weight(
+    llmrank: Command, data: list[object], server: Server, tmp_path: Path
+) -> None:
+    pytest.importorskip("ir_measures")
+    encoder = ["--encoder", "openai:m", "--encoder-url", server.url, "--index", "ix"]
+    hybrid = ["search", *data, *encoder, "--first-stage", "hybrid", "--fusion", "zscore", "-k", 9]
+    qrels = f"{data[1]}/qrels/test.tsv"
+    done = llmrank(*hybrid, "--tune", qrels, "--out", "tuned.trec")
+    assert (done.code, done.out) == (0, "")
+    weights = done.err.partition("by fold: ")[2].partition(" (")[0].split()
+    assert len(weights) == 5
+    assert all(0 <= float(weight) <= 1 for weight in weights)
+    assert "30 judged queries" in done.err
+    lines = (tmp_path / "tuned.trec").read_text().splitlines()
+    assert {line.split()[-1] for line in lines} == {"hybrid-zscore-tuned"}
+    assert len(dict(trec.read_run(tmp_path / "tuned.trec"))) == 30
 
 
 @pytest.mark.local
@@ -113,6 +133,14 @@ def test_dense_with_the_local_model(llmrank: Command, tmp_path: Path) -> None:
         (["--queries", "missing"], 3, "missing"),
         (["--out", "nowhere/first.trec"], 3, "nowhere/first.trec"),
         (["--first-stage", "dense", "--encoder", "nosuch:x"], 3, "no kind of model"),
+        (["--tune", "missing"], 3, "--first-stage hybrid"),
+        (["--tune", "missing", "--first-stage", "hybrid"], 3, "missing"),
+        (["--dense-weight", "0.4"], 3, "not for bm25"),
+        (
+            ["--first-stage", "hybrid", "--fusion", "product", "--dense-weight", "0.4"],
+            3,
+            "no weight",
+        ),
         (["-k", "0"], 2, "--k"),
         (["--dense-weight", "1.5"], 2, "--dense-weight"),
     ],

@@ -65,6 +65,7 @@ CONTROL = [
     "<<SYS>>",
     "<</SYS>>",
 ]
+TEXTS = {"query": QUERY.text, "task": "any"}
 ASKS: dict[str, Ask[Any]] = {
     "listwise": Order(QUERY, (DOC, Document("e", "wind makes waves"))),
     "setwise": Pick(QUERY, (DOC, Document("e", "wind makes waves"))),
@@ -80,6 +81,12 @@ ASKS: dict[str, Ask[Any]] = {
     ),
 }
 
+# Templates that are filled with texts alone, one for each of their inputs.
+ASKS |= {
+    name: Write(name, tuple((key, TEXTS.get(key, "three")) for key in load(name).inputs))
+    for name in names()
+    if name not in ASKS and load(name).ask == "write"
+}
 
 CHOSEN = {"monot5"}
 """Templates that serve no ask unless they are asked for by name."""

@@ -47,7 +47,7 @@ def put(folder: Path, content: str | bytes) -> Path:
 @pytest.mark.parametrize("name", names())
 def test_a_shipped_template_loads_and_fills(name: str) -> None:
     template = load(name)
-    texts, target = template.fill(VALUES)
+    texts, target = template.fill({**dict.fromkeys(template.inputs, "text"), **VALUES})
     assert template.name == name
     assert template.description
     assert template.source

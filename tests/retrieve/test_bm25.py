@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from pathlib import Path
 
+import bm25s
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from llmrank.errors import InputError
 from llmrank.retrieve import BM25Index, plain, score_passages
+from llmrank.retrieve.bm25 import VARIANTS
 from llmrank.types import Document
 
 DATA = (Path(__file__).parents[2] / "../shared/data").resolve()
@@ -103,6 +105,67 @@ def test_no_hit_without_a_score_above_zero(query: str | dict[str, float]) -> Non
     assert BM25Index.build(corpus(PASSAGES)).search(query, 10) == []
 
 
+@given(TEXTS)
+def test_counts_are_those_of_the_documents(texts: list[str]) -> None:
+    index = BM25Index.build(corpus(texts), analyzer="plain")
+    for number, text in enumerate(texts):
+        assert index.counts(f"d{number}") == Counter(plain(text))
+    for term in "abcdef":
+        assert index.frequency(term) == sum(term in plain(text) for text in texts)
+
+
+def test_counts_of_more_documents_than_are_counted_at_one_time() -> None:
+    texts = [f"a {'b ' * (number % 3)}c{number % 7}" for number in range(9000)]
+    texts[4095] = texts[8999] = ""
+    index = BM25Index.build(corpus(texts), analyzer="plain")
+    for number in (0, 1, 4094, 4095, 4096, 4097, 8191, 8192, 8998, 8999):
+        assert index.counts(f"d{number}") == Counter(plain(texts[number]))
+
+
+@given(TEXTS, st.lists(st.sampled_from("abcdef"), max_size=6).map(" ".join))
+def test_scores_of_given_documents_are_those_of_the_search(texts: list[str], query: str) -> None:
+    index = BM25Index.build(corpus(texts), analyzer="plain")
+    found, names = dict(index.search(query, 100)), list(index.ids[::-1])
+    assert index.score(query, names) == [found.get(name, 0.0) for name in names]
+    assert index.score(query, []) == []
+    assert index.score({"a": 2.0}, names[:1]) == index.score("a a", names[:1])
+
+
+@given(
+    TEXTS,
+    st.lists(st.sampled_from("abcde"), min_size=1, max_size=6),
+    st.sampled_from(VARIANTS),
+    st.floats(0.1, 3),
+    st.floats(0, 1),
+)
+def test_every_variant_is_that_of_bm25s(
+    texts: list[str], words: list[str], variant: str, k1: float, b: float
+) -> None:
+    index = BM25Index.build(corpus(texts), k1=k1, b=b, variant=variant, analyzer="plain")
+    bare = bm25s.BM25(k1=k1, b=b, method=variant)
+    bare.index([plain(text) for text in texts], show_progress=False, create_empty_token=False)
+    known = [word for word in words if word in bare.vocab_dict]
+    expected = np.zeros(len(texts)) if not known else bare.get_scores(known)
+    if bare.nonoccurrence_array is not None and known:
+        # What every document gets for a term that it lacks.
+        expected = expected - sum(bare.nonoccurrence_array[bare.vocab_dict[w]] for w in known)
+    found = index.score(" ".join(words), index.ids)
+    assert found == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-5)
+
+
+def test_variants_differ_and_are_kept(tmp_path: Path) -> None:
+    found = {}
+    for variant in VARIANTS:
+        index = BM25Index.build(corpus(PASSAGES), variant=variant)
+        index.save(tmp_path / variant)
+        loaded = BM25Index.load(tmp_path / variant)
+        assert (index.variant, loaded.variant) == (variant, variant)
+        assert loaded.search("ranking words", 9) == index.search("ranking words", 9)
+        found[variant] = index.score("ranking words", ["d1"])[0]
+    assert len(set(found.values())) == len(VARIANTS)
+    assert BM25Index.build(corpus(PASSAGES)).variant == "lucene"
+
+
 def test_documents_are_read_once() -> None:
     index = BM25Index.build(iter(corpus(PASSAGES)))
     assert len(index) == 4
@@ -121,7 +184,13 @@ def test_bad_input_is_named() -> None:
         BM25Index.build(corpus(PASSAGES), b=1.5)
     with pytest.raises(InputError, match="klingon"):
         BM25Index.build(corpus(PASSAGES), analyzer="klingon")
+    with pytest.raises(InputError, match=r"bm26.*bm25l"):
+        BM25Index.build(corpus(PASSAGES), variant="bm26")
     index = BM25Index.build(corpus(PASSAGES))
+    with pytest.raises(InputError, match="'d9' is not in the index"):
+        index.counts("d9")
+    with pytest.raises(InputError, match="'d9' is not in the index"):
+        index.score("words", ["d1", "d9"])
     with pytest.raises(InputError, match="k is 0"):
         index.search("words", 0)
     with pytest.raises(InputError, match="'word' is nan"):
@@ -134,6 +203,8 @@ def test_a_loaded_index_answers_as_the_saved_one(tmp_path: Path) -> None:
     loaded = BM25Index.load(tmp_path / "new" / "index")
     assert (loaded.ids, loaded.k1, loaded.b, loaded.analyzer) == (index.ids, 1.0, 0.0, "plain")
     assert loaded.search("words of ranking", 9) == index.search("words of ranking", 9)
+    for name in index.ids:
+        assert loaded.counts(name) == index.counts(name)
     about = json.loads((tmp_path / "new" / "index" / "index.json").read_text())
     assert about["documents"] == 4
     assert len(about["ids_sha256"]) == 64
@@ -166,11 +237,13 @@ def test_saving_spares_a_folder_of_something_else(tmp_path: Path) -> None:
         ("index.json", "{", "cannot be read"),
         ("index.json", '{"kind": "dense", "format": 1}', "does not describe a bm25"),
         ("index.json", '{"kind": "bm25", "format": 99}', "format 99"),
+        ("index.json", '{"kind": "bm25", "format": 1}', "remove it and build the index again"),
         ("ids.json", '["a", "b", "c", "d"]', "not those that were indexed"),
         ("ids.json", "[1]", "not a list of strings"),
         ("terms.json", '["a"]', "do not belong together"),
         ("weights.npy", "", "cannot be read"),
         ("documents.npy", None, "cannot be read"),
+        ("forward_counts.npy", None, "cannot be read"),
     ],
 )
 def test_a_damaged_folder_is_named(

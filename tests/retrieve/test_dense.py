@@ -1,6 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -141,3 +145,161 @@ def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
     np.save(tmp_path / "vectors.npy", np.eye(2))
     with pytest.raises(InputError, match="float64"):
         DenseIndex.load(tmp_path)
+
+
+def test_scores_of_named_documents_are_those_of_a_search() -> None:
+    rng = np.random.default_rng(7)
+    index = index_of(rng.standard_normal((20, 5)).astype(np.float32))
+    query = rng.standard_normal(5).astype(np.float32)
+    found = index.search(query.reshape(1, -1), 20, model="m")[0]
+    assert index.score(query, [name for name, _ in found]) == [score for _, score in found]
+    assert index.score(query, []) == []
+    with pytest.raises(InputError, match="'nosuch'"):
+        index.score(query, ["nosuch"])
+
+
+class TestGrowing:
+    """An index that is built in a folder, and goes on where it was ended."""
+
+    texts = tuple(f"{n} {n % 7} {n % 3}" for n in range(1, 24))
+
+    def documents(self) -> list[Document]:
+        return [Document(f"d{n}", text) for n, text in enumerate(self.texts)]
+
+    def build(self, folder: Path, documents: Iterable[Document], batch: int = 4) -> list[str]:
+        """Build, and give the texts that were embedded."""
+        embedded: list[str] = []
+
+        def noting(texts: Sequence[str]) -> Vectors:
+            embedded.extend(texts)
+            return embed(texts)
+
+        DenseIndex.build_in(folder, documents, noting, model="m", batch=batch)
+        return embedded
+
+    def end_after(self, folder: Path, count: int, batch: int = 4) -> None:
+        """Have the reading of the documents fail after so many."""
+
+        def broken() -> Iterable[Document]:
+            yield from self.documents()[:count]
+            raise OSError("gone")
+
+        with pytest.raises(OSError, match="gone"):
+            self.build(folder, broken(), batch)
+
+    def same(self, folder: Path) -> None:
+        """The folder holds what building in memory gives, and nothing is left beside it."""
+        found, expected = DenseIndex.load(folder), index_of(embed(self.texts))
+        assert found.ids == expected.ids
+        assert np.array_equal(found.vectors, expected.vectors)
+        assert found._longest == expected._longest
+        assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+    @pytest.mark.parametrize("batch", [1, 4, 23, 100])
+    def test_at_once(self, tmp_path: Path, batch: int) -> None:
+        assert self.build(tmp_path / "i", self.documents(), batch) == list(self.texts)
+        self.same(tmp_path / "i")
+
+    @pytest.mark.parametrize("count", [0, 3, 4, 11, 22, 23])
+    @pytest.mark.parametrize("batch", [4, 5])
+    def test_it_goes_on_where_it_was_ended(self, tmp_path: Path, count: int, batch: int) -> None:
+        self.end_after(tmp_path / "i", count)
+        with pytest.raises(InputError, match="no dense index"):
+            DenseIndex.load(tmp_path / "i")
+        kept = count // 4 * 4
+        assert self.build(tmp_path / "i", self.documents(), batch) == list(self.texts[kept:])
+        self.same(tmp_path / "i")
+
+    def test_ended_more_than_once(self, tmp_path: Path) -> None:
+        for count in (9, 8, 17):
+            self.end_after(tmp_path / "i", count)
+        assert self.build(tmp_path / "i", self.documents()) == list(self.texts[16:])
+        self.same(tmp_path / "i")
+
+    @pytest.mark.parametrize("cut", [1, 20, 60, 200])
+    @pytest.mark.parametrize("name", ["vectors.npy", "progress.jsonl"])
+    def test_what_was_half_written_is_embedded_again(
+        self, tmp_path: Path, name: str, cut: int
+    ) -> None:
+        self.end_after(tmp_path / "i", 12)
+        path = tmp_path / "i.part" / name
+        path.write_bytes(path.read_bytes()[:-cut])
+        again = self.build(tmp_path / "i", self.documents())
+        assert again == list(self.texts[len(self.texts) - len(again) :])
+        assert len(again) % 4 == 3
+        self.same(tmp_path / "i")
+
+    def test_vectors_without_a_mark_are_written_again(self, tmp_path: Path) -> None:
+        self.end_after(tmp_path / "i", 12)
+        with (tmp_path / "i.part" / "vectors.npy").open("ab") as file:
+            file.write(b"half a ve")
+        assert self.build(tmp_path / "i", self.documents()) == list(self.texts[12:])
+        self.same(tmp_path / "i")
+
+    def test_an_index_that_stands_there_answers_until_the_end(self, tmp_path: Path) -> None:
+        self.build(tmp_path / "i", [Document("old", "1 2 3")])
+        self.end_after(tmp_path / "i", 12)
+        assert DenseIndex.load(tmp_path / "i").ids == ("old",)
+        self.build(tmp_path / "i", self.documents())
+        self.same(tmp_path / "i")
+
+    def test_other_documents_are_refused_and_nothing_is_lost(self, tmp_path: Path) -> None:
+        self.end_after(tmp_path / "i", 12)
+        other = [*self.documents()[:6], Document("x", "1 2 3"), *self.documents()[7:]]
+        for wrong in (other, self.documents()[:9], self.documents()[::-1]):
+            with pytest.raises(InputError, match=r"i\.part: holds vectors of other documents"):
+                self.build(tmp_path / "i", wrong)
+        assert self.build(tmp_path / "i", self.documents()) == list(self.texts[12:])
+        self.same(tmp_path / "i")
+
+    def test_another_model_is_refused(self, tmp_path: Path) -> None:
+        self.end_after(tmp_path / "i", 12)
+        with pytest.raises(InputError, match="by 'm', not by 'other'"):
+            DenseIndex.build_in(tmp_path / "i", self.documents(), embed, model="other")
+
+    def test_bad_vectors_keep_what_came_before(self, tmp_path: Path) -> None:
+        def wrong(texts: Sequence[str]) -> Vectors:
+            vectors = embed(texts)
+            return vectors if "5 5 2" in texts or "1 1 1" in texts else vectors[:, :2]
+
+        with pytest.raises(InputError, match=r"\(4, 2\) came where \(4, 3\)"):
+            DenseIndex.build_in(tmp_path / "i", self.documents(), wrong, model="m", batch=4)
+        assert self.build(tmp_path / "i", self.documents()) == list(self.texts[8:])
+
+    def test_a_document_twice_is_refused(self, tmp_path: Path) -> None:
+        self.end_after(tmp_path / "i", 12)
+        with pytest.raises(InputError, match="'d2' occurs twice"):
+            self.build(tmp_path / "i", [*self.documents(), self.documents()[2]])
+
+    def test_nothing_is_left_of_an_empty_corpus(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="no documents"):
+            self.build(tmp_path / "i", [])
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="needs fcntl and SIGKILL")
+    def test_a_process_that_is_killed(self, tmp_path: Path) -> None:
+        program = f"""
+import sys, time
+import numpy as np
+from llmrank.retrieve import DenseIndex
+from llmrank.types import Document
+
+def embed(texts):
+    if texts[0].startswith("13 "):
+        print("ready", flush=True)
+        time.sleep(60)
+    return np.array([[float(part) for part in text.split()] for text in texts], dtype=np.float32)
+
+documents = [Document(f"d{{n}}", text) for n, text in enumerate({self.texts!r})]
+DenseIndex.build_in({str(tmp_path / "i")!r}, documents, embed, model="m", batch=4)
+"""
+        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as building:
+            assert building.stdout is not None
+            assert building.stdout.readline() == b"ready\n"
+            with pytest.raises(InputError, match="another process"):
+                self.build(tmp_path / "i", self.documents())
+            building.send_signal(signal.SIGKILL)
+        lines = (tmp_path / "i.part" / "progress.jsonl").read_text().splitlines()
+        assert [json.loads(line)[0] for line in lines[1:]] == [4, 8, 12]
+        assert self.build(tmp_path / "i", self.documents()) == list(self.texts[12:])
+        self.same(tmp_path / "i")

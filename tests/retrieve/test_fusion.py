@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank.errors import InputError
-from llmrank.retrieve import minmax, reciprocal_rank, zscore
+from llmrank.retrieve import Fusion, hybrid, minmax, product, reciprocal_rank, zscore
 
 Scored = tuple[str, float]
 
@@ -43,9 +43,59 @@ def test_a_constant_list_gives_one_by_minmax_and_nothing_by_zscore() -> None:
     assert zscore(lists) == [("c", 0), ("b", 0), ("a", 0)]
 
 
+def test_product_of_a_worked_example() -> None:
+    lexical = [("a", 4.0), ("b", 3.0), ("c", 2.0)]
+    dense = [("b", 0.5), ("d", 0.9), ("c", -0.5)]
+    assert product(lexical, dense) == [("b", 1.5), ("d", 0), ("c", 0), ("a", 0)]
+
+
+def test_product_without_a_lexical_match_is_the_dense_order() -> None:
+    dense = [("a", 0.5), ("b", -0.25)]
+    assert product([], dense) == dense
+    assert product([("c", 0.0)], dense) == [("a", 0.5), ("c", 0), ("b", -0.25)]
+
+
+@given(LISTS)
+def test_product_returns_every_document_in_order(lists: list[list[Scored]]) -> None:
+    lexical, dense = [*lists, [], []][:2]
+    fused = product(lexical, dense)
+    assert {name for name, _ in fused} == {name for found in (lexical, dense) for name, _ in found}
+    assert fused == sorted(fused, key=lambda hit: (hit[1], hit[0]), reverse=True)
+
+
+class TestHybrid:
+    lexical: tuple[Scored, ...] = (("a", 3.0), ("b", 1.0))
+    dense: tuple[Scored, ...] = (("b", 0.9), ("c", 0.1))
+
+    def test_one_half_each_is_the_default(self) -> None:
+        lists = [self.lexical, self.dense]
+        ranks = [[name for name, _ in found] for found in lists]
+        assert hybrid("rrf", *lists) == reciprocal_rank(ranks)
+        assert hybrid("minmax", *lists) == minmax(lists, weights=[0.5, 0.5])
+        assert hybrid("zscore", *lists) == zscore(lists, weights=[0.5, 0.5])
+        assert hybrid("product", *lists) == product(*lists)
+
+    @pytest.mark.parametrize("fusion", ["rrf", "minmax", "zscore"])
+    def test_the_ends_of_the_weight_are_the_parts(self, fusion: Fusion) -> None:
+        lexical = hybrid(fusion, self.lexical, self.dense, dense_weight=0)
+        dense = hybrid(fusion, self.lexical, self.dense, dense_weight=1)
+        assert (lexical[0][0], dense[0][0]) == ("a", "b")
+        assert hybrid(fusion, self.lexical, self.dense, dense_weight=0.3)[0][0] == (
+            "b" if fusion == "rrf" else "a"
+        )
+
+    @pytest.mark.parametrize(
+        ("fusion", "weight", "told"),
+        [("product", 0.5, "no weight"), ("minmax", 1.5, "1.5"), ("sum", None, "rrf, minmax")],
+    )
+    def test_bad_input_is_named(self, fusion: Fusion, weight: float | None, told: str) -> None:
+        with pytest.raises(InputError, match=told):
+            hybrid(fusion, self.lexical, self.dense, dense_weight=weight)
+
+
 def test_nothing_fuses_to_nothing() -> None:
     assert reciprocal_rank([]) == reciprocal_rank([[], []]) == []
-    assert minmax([[]]) == zscore([]) == []
+    assert minmax([[]]) == zscore([]) == product([], []) == []
 
 
 @given(RANKINGS)
@@ -123,3 +173,6 @@ def test_bad_input_is_named() -> None:
 def test_scores_that_cannot_be_compared_are_named(score: float) -> None:
     with pytest.raises(InputError, match="finite"):
         minmax([[("a", score), ("b", -1.7e308)]])
+    if not math.isfinite(score):
+        with pytest.raises(InputError, match="finite"):
+            product([("a", 1.0)], [("a", score)])

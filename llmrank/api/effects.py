@@ -1,0 +1,65 @@
+"""What an augmentation did to each query: won or lost against the plain query, and with what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import llmrank.evaluate as measures
+from llmrank.evaluate import Comparison, Qrels, Run
+from llmrank.expand import Expansion
+
+MEASURE = "nDCG@10"
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """One judged query: nDCG@10 plain and augmented, what was written and the terms added."""
+
+    query: str
+    text: str
+    plain: float
+    augmented: float
+    texts: tuple[str, ...]
+    terms: tuple[str, ...]
+    note: str
+
+    @property
+    def difference(self) -> float:
+        """What was won; below 0 what was lost."""
+        return self.augmented - self.plain
+
+    def record(self) -> dict[str, object]:
+        """One line of `effects.jsonl`."""
+        return {**asdict(self), "difference": self.difference}
+
+
+def effects(
+    expansions: Iterable[Expansion], plain: Run, augmented: Run, qrels: Qrels
+) -> tuple[list[Effect], Comparison]:
+    """The effect on every judged query, the largest gain first, and the paired test over them."""
+    expanded = {expansion.query.id: expansion for expansion in expansions}
+    judged = {query: qrels[query] for query in expanded if query in qrels}
+    before, after = (
+        measures.measure(run, judged, (MEASURE,))[MEASURE] for run in (plain, augmented)
+    )
+    found = [
+        Effect(
+            query,
+            expanded[query].query.text,
+            before[query],
+            after[query],
+            expanded[query].texts,
+            _added(expanded[query]),
+            expanded[query].note,
+        )
+        for query in judged
+    ]
+    found.sort(key=lambda effect: (-effect.difference, effect.query))
+    return found, measures.compare(after, before)
+
+
+def _added(expansion: Expansion) -> tuple[str, ...]:
+    """The weighted terms of the searches, the heaviest first."""
+    weights = {term: weight for view in expansion.views for term, weight in view.terms.items()}
+    return tuple(sorted(weights, key=lambda term: (-weights[term], term)))

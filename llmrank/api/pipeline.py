@@ -1,0 +1,150 @@
+"""First stage, augmentation and reranking as one run: `bm25 >> query2doc >> adaptive@20`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import llmrank.expand as augmentations
+import llmrank.rerank as methods
+import llmrank.spec as spec
+import llmrank.trec as trec
+from llmrank.api.expansion import check, record
+from llmrank.api.first_stage import Indexed
+from llmrank.api.retriever import Retriever
+from llmrank.api.runs import Progress, Result, fingerprint, summary, versions
+from llmrank.api.session import Session
+from llmrank.errors import InputError, SpecError
+from llmrank.expand import Expander, Expansion, plain
+from llmrank.plan import Embed, Need, Plan
+from llmrank.rerank import Ranker
+from llmrank.store import RunFolder
+from llmrank.types import Candidate, Ordering, Query, Tally
+
+FIRST_STAGES = ("bm25", "dense", "hybrid")
+DEPTH = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """What is done with a query: searched, augmented or not, reranked or not.
+
+    Its `str` can be parsed again.
+    """
+
+    first_stage: str
+    depth: int = DEPTH
+    expander: Expander | None = None
+    method: Ranker | None = None
+
+    def __str__(self) -> str:
+        stages = [f"{self.first_stage}@{self.depth}", self.expander, self.method]
+        return " >> ".join(str(stage) for stage in stages if stage is not None)
+
+    def needs(self, first: Indexed) -> list[Need]:
+        """What has to be asked."""
+        embeds = [Need(Embed)] if "dense" in first.kinds else []
+        own = self.expander.needs(first.kinds) if self.expander else embeds
+        return [*own, *(self.method.needs if self.method else ())]
+
+    def plan(self, query: Query, retriever: Retriever) -> Plan[Found]:
+        """Everything for one query."""
+        first = Indexed(retriever, self.depth)
+        if self.expander is not None:
+            expansion = yield from self.expander.plan(query, first)
+        else:
+            expansion = yield from plain(query, first, note="")
+        hits = first.search(expansion, self.depth)
+        if self.method is None or not hits:
+            settled = Ordering(tuple(range(len(hits))), (None,) * len(hits))
+            return Found(expansion, hits, settled)
+        candidates = [Candidate(first.document(name), score) for name, score in hits]
+        return Found(expansion, hits, (yield from self.method.plan(query, candidates)))
+
+
+class Found(NamedTuple):
+    """What became of a query: what was searched with, the hits, and their order."""
+
+    expansion: Expansion
+    hits: Sequence[tuple[str, float]]
+    ordering: Ordering
+
+
+def parse(text: str) -> Pipeline:
+    """Read a pipeline: a first stage, at most one augmentation, then reranking methods."""
+    stages = [stage.strip() for stage in spec.parts(text, ">>")]
+    first = spec.split(stages[0])
+    if first.name not in FIRST_STAGES or first.parameters or first.inner:
+        known = ", ".join(FIRST_STAGES)
+        raise SpecError(f"a pipeline begins with a first stage ({known}), not with {stages[0]!r}")
+    rest = stages[1:]
+    expander = None
+    if rest and spec.split(rest[0]).name in augmentations.METHODS:
+        expander = augmentations.parse(rest.pop(0))
+    for stage in rest:
+        if spec.split(stage).name in augmentations.METHODS:
+            raise SpecError(f"{stage!r} augments: it must follow the first stage, and alone")
+    depth = DEPTH if first.depth is None else first.depth
+    if depth < 1:
+        raise SpecError("a first stage finds at least one document: write bm25@100")
+    method = methods.parse(" >> ".join(rest)) if rest else None
+    return Pipeline(first.name, depth, expander, method)
+
+
+def run(
+    session: Session,
+    pipeline: Pipeline,
+    retriever: Retriever,
+    queries: Iterable[Query],
+    folder: RunFolder,
+    *,
+    sources: Mapping[str, str | Path] | None = None,
+    progress: Progress | None = None,
+) -> Tally:
+    """Run a pipeline into a folder, which holds what `rerank_run` and `expand_run` write.
+
+    Answers that the folder's journal has are not asked for again, so the same call after a crash
+    goes on where it stopped. The retriever must know the texts where there is something to rerank.
+    """
+    started = time.time()
+    first = Indexed(retriever, pipeline.depth)
+    if pipeline.expander is not None:
+        check(session, pipeline.expander, first.kinds)
+    session.check(pipeline.needs(first))
+    folder.check("pipeline")
+    asked = list(queries)
+    for query in asked:
+        if not query.text.strip():
+            raise InputError(f"query {query.id!r} has no text")
+    found: dict[str, Found] = {}
+    result = Result()
+
+    def finished(query_id: str, done: Found, tally: Tally) -> None:
+        found[query_id] = done
+        result.add(query_id, done.ordering, tally)
+        if progress is not None:
+            progress(len(result), result.tally)
+
+    session.run_sync(((query.id, pipeline.plan(query, retriever)) for query in asked), finished)
+
+    def groups() -> Iterator[tuple[str, trec.Hits]]:
+        return ((query.id, tuple(found[query.id].hits)) for query in asked)
+
+    result.write(folder, groups, tag=str(pipeline).replace(" ", ""))
+    trec.write_run(folder.path / "first.trec", groups(), tag=pipeline.first_stage)
+    if pipeline.expander is not None:
+        records = (record(found[query.id].expansion) for query in asked)
+        trec.write_jsonl(folder.path / "expansions.jsonl", records)
+    data = {name: fingerprint(source, f"{name}.jsonl") for name, source in (sources or {}).items()}
+    manifest = {
+        "pipeline": str(pipeline),
+        **session.describe(),
+        "data": data,
+        "versions": versions(),
+    }
+    folder.write("manifest.json", manifest)
+    folder.write("summary.json", summary(session, result.tally, len(result), started, 0))
+    return result.tally
