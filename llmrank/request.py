@@ -118,8 +118,8 @@ class Reply:
 
     A non-empty `error` means that there is no reply, `fault` is its kind in a word or two, and most
     other fields are then meaningless.
-    `unasked` says which cap kept the request from being sent; `key` is set where there is a
-    journal. `label_logprobs` holds the log-probability of every surface form that the backend
+    `unasked` says which cap kept the request from being sent; `key` is set where answers
+    are kept. `label_logprobs` holds the log-probability of every surface form that the backend
     reported; forms it did not report are absent. `logprob` is the sum over the target's `tokens`;
     `attention` has one calibrated mass per document. `cut` is the number of passages that the
     backend shortened to fit the model. `throttled` marks an error of too much at once (429, 503, no

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import llmrank.backends.attention as attention
-from llmrank.backends._batching import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, Row, batches
+from llmrank.backends._batching import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, TEXT_TOKENS, Row, batches
 from llmrank.backends._sampling import GumbelSampling
 from llmrank.backends.files import fingerprint
 from llmrank.backends.tokens import Pretrained, chat_text
@@ -34,6 +34,9 @@ DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 UNLIMITED = 1 << 20
 """Positions of a model that states no limit."""
+
+OPENED, TAIL = "<think>", 8
+"""How chat templates open a thought, and in how many tokens at the end of a prompt."""
 
 
 def cache_folder() -> Path:
@@ -128,7 +131,8 @@ class InProcess(Generic[R]):
         replies = {i: Reply(error=problem) for i, problem in refused.items() if problem}
         for want, run in self._compute.items():
             chosen = [i for i, r in enumerate(rows) if r.request.want == want and i not in replies]
-            for batch in batches(chosen, rows, self._budget):
+            budget = max(self._budget, TEXT_TOKENS) if want == "text" else self._budget
+            for batch in batches(chosen, rows, budget):
                 await asyncio.sleep(0)  # so that an interruption can arrive between batches
                 started = time.perf_counter()
                 done = run([rows[i] for i in batch])
@@ -476,12 +480,19 @@ class LocalBackend(InProcess[Tokens]):
         params = row.request.params
         tokens = tokens[: params.max_tokens]
         end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
-        text = self._tokenizer.decode(tokens[:end], skip_special_tokens=True)
+        text = self._begun(row) + self._tokenizer.decode(tokens[:end], skip_special_tokens=True)
         cuts = [at for at in (text.find(mark) for mark in row.stops) if at >= 0]
         finish = "length" if end is None and not cuts else "stop"
         written = len(tokens) if end is None else end + 1
         usage = Usage(prompt_tokens=len(row.prompt), completion_tokens=written)
         return Reply(text=text[: min(cuts)] if cuts else text, finish=finish, usage=usage)
+
+    def _begun(self, row: Tokens) -> str:
+        """What the chat template has written of the reply: some open a thought for the model."""
+        if not row.request.messages:
+            return ""
+        tail = self._tokenizer.decode(row.prompt[-TAIL:]).rstrip()
+        return OPENED if tail.endswith(OPENED) else ""
 
     @cached_property
     def _ends(self) -> frozenset[int]:

@@ -203,11 +203,11 @@ class VllmBackend(LocalBackend):
         found = self._generated([row.prompt for row in rows], wishes)
         return [
             Reply(
-                text=out.outputs[0].text,
+                text=self._begun(row) + out.outputs[0].text,
                 finish=out.outputs[0].finish_reason or "stop",
                 usage=_usage(out, len(out.outputs[0].token_ids)),
             )
-            for out in found
+            for row, out in zip(rows, found, strict=True)
         ]
 
     def _generated(

@@ -372,9 +372,11 @@ def _forms(item: Ask[Any], template: Template) -> dict[str, tuple[str, ...]]:
 def _too_long(request: Request, tokenizer: Tokenizer) -> TooLong:
     written = isinstance(request.ask, Write)
     asked = f"the task {need(request.ask).task!r}" if written else f"query {_ids(request.ask)[0]!r}"
+    thinking = request.params.thinking
+    thought = f" ({thinking} of them to think)" if thinking else ""
     return TooLong(
         f"{asked}: the prompt has {prompt_tokens(request, tokenizer)} tokens, the reply up to "
-        f"{reply_tokens(request)}, and the model takes {tokenizer.context} "
+        f"{reply_tokens(request)}{thought}, and the model takes {tokenizer.context} "
         f"({tokenizer.counting})",
         remedy="nothing in it can be cut"
         if written

@@ -108,7 +108,7 @@ def read(
     request: Request, reply: Reply, *, keep: str = "text", reader: str = "anchored"
 ) -> Answer[Any]:
     """The outcome of one reply, with the usage and the raw text kept as evidence."""
-    outcome = _failure(reply) or _value(request, reply, keep, reader)
+    outcome = _failure(request, reply) or _value(request, reply, keep, reader)
     status, value, problem = outcome
     return Answer(
         status=status,
@@ -126,7 +126,7 @@ def read(
 Outcome = tuple[Status, Any, str]
 
 
-def _failure(reply: Reply) -> Outcome | None:
+def _failure(request: Request, reply: Reply) -> Outcome | None:
     """What is wrong before the content is looked at, if anything."""
     if reply.unasked:
         return Status.UNASKED, None, reply.unasked
@@ -134,7 +134,7 @@ def _failure(reply: Reply) -> Outcome | None:
         return Status.FAILED, None, reply.error
     if reply.finish in ("content_filter", "refusal"):
         return Status.REFUSED, None, f"declined ({reply.finish})"
-    if reply.finish == "length" and _still_thinking(reply):
+    if request.want == "text" and reply.finish == "length" and _still_thinking(reply):
         return Status.THINKING, None, STILL_THINKING
     return None
 
@@ -143,7 +143,8 @@ def _still_thinking(reply: Reply) -> bool:
     """Whether all that a reply holds is a thought; some servers show only how long it was."""
     if without_thought(reply.text):
         return False
-    return bool(_THOUGHT.search(reply.text) or reply.reasoning or reply.usage.reasoning_tokens)
+    thought = _THOUGHT.search(reply.text) or _STRAY_END.search(reply.text) or reply.reasoning
+    return bool(thought or reply.usage.reasoning_tokens)
 
 
 def _value(request: Request, reply: Reply, keep: str, reader: str) -> Outcome:

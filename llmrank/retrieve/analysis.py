@@ -26,13 +26,7 @@ def english(text: str) -> list[str]:
 
     Source: Lucene, Anserini's default; equal to it in every token but a few in mis-decoded text.
     """
-    terms = []
-    for word in plain(text):
-        if word[-1] == "s" and word[-2:-1] in _APOSTROPHES:
-            word = word[:-2] or word
-        if word not in STOP_WORDS:
-            terms.append(_stem(word))
-    return terms
+    return [term for word in plain(text) if (term := _term(word))]
 
 
 def plain(text: str) -> list[str]:
@@ -99,6 +93,13 @@ def _porter() -> tuple[Callable[[str], str], Callable[[str], object]]:
 
 
 @lru_cache(maxsize=1 << 17)
+def _term(word: str) -> str:
+    """The term of a lower-cased word; empty for a stop word."""
+    if word[-1] == "s" and word[-2:-1] in _APOSTROPHES:
+        word = word[:-2] or word
+    return "" if word in STOP_WORDS else _stem(word)
+
+
 def _stem(word: str) -> str:
     """Stem as Martin Porter's own program and Lucene do.
 

@@ -20,7 +20,7 @@ from llmrank.engine import Engine, run_sync
 from llmrank.errors import CapabilityError, LlmrankError, SpecError
 from llmrank.plan import Ask, Embed, Grade, Likelihood, Order, Write
 from llmrank.prompts import PromptSet
-from llmrank.request import Params, Reply, Request, Want
+from llmrank.request import Message, Params, Reply, Request, Want
 from llmrank.rerank import parse
 from llmrank.types import Candidate, Document, Ordering, Query, Status, Tally
 from tests.backends import tiny
@@ -258,3 +258,21 @@ def test_a_cap_in_time_stops_the_computation_between_batches(model: LocalBackend
     with pytest.raises(TimeoutError):
         run_sync(interrupted())
     assert time.monotonic() - started < 6 * part
+
+
+def test_a_thought_that_the_template_begins_is_part_of_the_reply(tmp_path: Path) -> None:
+    words = [*WORDS, "<think>"]
+    template = "{{ messages[0]['content'] }}{{ ' <think>' if enable_thinking }}"
+    tokenizer = tiny.tokenizer(words, single="$A", eos_token="</s>", chat_template=template)
+    tokenizer.add_tokens(["<think>"])
+    tiny.save(tmp_path, tiny.model("Llama", "CausalLM", vocab_size=len(words)), tokenizer)
+    ask = Write("hyde", (("query", "bread"),))
+    chat = (Message("user", "moon bread"),)
+    requests = [
+        Request(ask=ask, want="text", messages=chat, params=Params(max_tokens=3, thinking=n))
+        for n in (0, 2)
+    ]
+    at_once, thinking = run_sync(LocalBackend(str(tmp_path)).answer(requests))
+    assert not at_once.text.startswith("<think>")
+    assert thinking.text.startswith("<think>")
+    assert PROMPTS.parse(requests[1], thinking).status in (Status.THINKING, Status.MALFORMED)

@@ -628,6 +628,7 @@ def test_reasoning_that_came_apart_is_not_read() -> None:
     "reply",
     [
         Reply(text="<think>[3] > [1] > [2], or", finish="length"),
+        Reply(text="[3] > [1] > [2], or\n</think>", finish="length"),
         Reply(reasoning="[3] > [1] > [2], or", finish="length"),
         Reply(usage=Usage(9, 64, 0, 64), finish="length"),
     ],
