@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 import llmrank.evaluate as measures
@@ -35,9 +35,16 @@ class Effect:
 
 
 def effects(
-    expansions: Iterable[Expansion], plain: Run, augmented: Run, qrels: Qrels
+    expansions: Iterable[Expansion],
+    plain: Run,
+    augmented: Run,
+    qrels: Qrels,
+    analyze: Callable[[str], Iterable[str]],
 ) -> tuple[list[Effect], Comparison]:
-    """The effect on every judged query, the largest gain first, and the paired test over them."""
+    """The effect on every judged query, the largest gain first, and the paired test over them.
+
+    `analyze` gives the terms of a query, which are not among those that were added to it.
+    """
     expanded = {expansion.query.id: expansion for expansion in expansions}
     judged = {query: qrels[query] for query in expanded if query in qrels}
     before, after = (
@@ -50,7 +57,7 @@ def effects(
             before[query],
             after[query],
             expanded[query].texts,
-            _added(expanded[query]),
+            _added(expanded[query], analyze),
             expanded[query].note,
         )
         for query in judged
@@ -59,7 +66,13 @@ def effects(
     return found, measures.compare(after, before)
 
 
-def _added(expansion: Expansion) -> tuple[str, ...]:
+def weighted(expansion: Expansion) -> dict[str, float]:
     """The weighted terms of the searches, the heaviest first."""
     weights = {term: weight for view in expansion.views for term, weight in view.terms.items()}
-    return tuple(sorted(weights, key=lambda term: (-weights[term], term)))
+    return dict(sorted(weights.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _added(expansion: Expansion, analyze: Callable[[str], Iterable[str]]) -> tuple[str, ...]:
+    terms = weighted(expansion)
+    own = set(analyze(expansion.query.text)) if terms else set()
+    return tuple(term for term in terms if term not in own)

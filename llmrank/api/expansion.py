@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import llmrank.trec as trec
-from llmrank.api.effects import MEASURE, effects
-from llmrank.api.first_stage import Indexed
+from llmrank.api.effects import MEASURE, effects, weighted
+from llmrank.api.first_stage import Indexed, searched_by
 from llmrank.api.retriever import Retriever
 from llmrank.api.runs import Progress, fingerprint, summary, versions
 from llmrank.api.session import Session
 from llmrank.errors import InputError, SpecError
 from llmrank.evaluate import Qrels
 from llmrank.expand import Expander, Expansion, FirstStage, Kind, NoIndex
+from llmrank.plan import Embed, Need, Write
 from llmrank.store import RunFolder
 from llmrank.types import Query, Tally
+
+PLAIN, EFFECTS = "plain.trec", "effects.jsonl"
 
 
 def expand(
@@ -33,7 +36,8 @@ def expand(
     Without one they are made for the first kind of index that the augmentation is for.
     """
     first = first or NoIndex(expander.kinds[0])
-    check(session, expander, first.kinds)
+    needs = needs_of(expander, first.kinds)
+    check(session, first, needs, texts=shows_texts(needs))
     done: dict[int, Expansion] = {}
     total = Tally()
 
@@ -53,14 +57,30 @@ def expand(
     return [done[i] for i in range(len(done))], total
 
 
-def check(session: Session, expander: Expander, kinds: frozenset[Kind]) -> None:
-    """Raise unless the augmentation is for such an index and the models can answer what it asks."""
+def check(session: Session, first: FirstStage, needs: Collection[Need], *, texts: bool) -> None:
+    """Raise unless the models can answer what is needed of this first stage.
+
+    Its vectors must come from the session's encoder, and with `texts` its texts be known.
+    """
+    session.check(needs)
+    if isinstance(first, Indexed):
+        encoder = session.encoder or session.model
+        first.check(encoder.identity, texts=texts)
+
+
+def shows_texts(needs: Collection[Need]) -> bool:
+    """Whether documents are shown to a model."""
+    return any(needed.ask not in (Write, Embed) for needed in needs)
+
+
+def needs_of(expander: Expander, kinds: frozenset[Kind]) -> list[Need]:
+    """What it asks for an index that is searched by these; `SpecError` where it is for another."""
     if not kinds:
         raise SpecError(f"{expander.name} needs an index to search; an engine takes texts alone")
     for kind in kinds - set(expander.kinds):
         known = " or ".join(expander.kinds)
         raise SpecError(f"{expander.name} is for a first stage of {known}, not for {kind}")
-    session.check(expander.needs(kinds))
+    return expander.needs(kinds)
 
 
 def expand_run(
@@ -70,6 +90,7 @@ def expand_run(
     folder: RunFolder,
     retriever: Retriever | None = None,
     *,
+    first_stage: str | None = None,
     source: str | Path = "",
     k: int = 100,
     qrels: Qrels | None = None,
@@ -77,20 +98,22 @@ def expand_run(
 ) -> Tally:
     """Expand queries into a folder: `expansions.jsonl`, and with a retriever `run.trec`.
 
-    With judgements beside it also `plain.trec`, what the plain queries find, and `effects.jsonl`,
-    what was won and lost by which words, the largest gain first; the paired test over all judged
-    queries stands in the summary.
+    Without one they are made for `first_stage` (bm25, dense or hybrid), by default the first that
+    the augmentation is for. With judgements beside it also `plain.trec`, what the plain queries
+    find, and `effects.jsonl`, what was won and lost by which words, the largest gain first; the
+    paired test over all judged queries stands in the summary.
     """
-    if qrels is not None and retriever is None:
-        raise InputError("judgements need a search", remedy="give a corpus too (--corpus)")
+    check_judged(queries, qrels, searched=retriever is not None)
     started = time.time()
-    first = Indexed(retriever, k) if retriever is not None else None
+    first = Indexed(retriever, k) if retriever is not None else _unsearched(expander, first_stage)
     folder.check("expansion")
     expansions, tally = expand(session, expander, queries, first, progress=progress)
     trec.write_jsonl(folder.path / "expansions.jsonl", map(record, expansions))
-    if retriever is None:
-        folder.run.unlink(missing_ok=True)
-    else:
+    # What an earlier run with a corpus or with judgements has left is not about this one.
+    for name, source_of in ((folder.run.name, retriever), (PLAIN, qrels), (EFFECTS, qrels)):
+        if source_of is None:
+            (folder.path / name).unlink(missing_ok=True)
+    if retriever is not None:
         groups = (
             (e.query.id, [(c.document.id, c.score) for c in retriever.search_expanded(e, k)])
             for e in expansions
@@ -112,6 +135,24 @@ def expand_run(
     return tally
 
 
+def check_judged(queries: Sequence[Query], qrels: Qrels | None, *, searched: bool) -> None:
+    """`InputError` where judgements are given that nothing can be measured by."""
+    if qrels is None:
+        return
+    if not searched:
+        raise InputError("judgements need a search", remedy="give a corpus too (--corpus)")
+    if not any(query.id in qrels for query in queries):
+        raise InputError("none of the queries is judged", remedy="give judgements of these queries")
+
+
+def _unsearched(expander: Expander, first_stage: str | None) -> NoIndex:
+    """The place of a first stage that queries are only written for."""
+    first = NoIndex(expander.kinds[0])
+    if first_stage is not None:
+        first.kinds = searched_by(first_stage)
+    return first
+
+
 def _effects(
     folder: RunFolder, expansions: Sequence[Expansion], retriever: Retriever, k: int, qrels: Qrels
 ) -> dict[str, object]:
@@ -122,24 +163,24 @@ def _effects(
         query.id: [(one.document.id, one.score) for one in found]
         for query, found in zip(queries, hits, strict=True)
     }
-    trec.write_run(folder.path / "plain.trec", plain.items(), tag=retriever.first_stage)
+    trec.write_run(folder.path / PLAIN, plain.items(), tag=retriever.first_stage)
     augmented = dict(trec.read_run(folder.run))
-    rows, compared = effects(expansions, plain, augmented, qrels)
-    trec.write_jsonl(folder.path / "effects.jsonl", (row.record() for row in rows))
+    analyze = Indexed(retriever, k).analyze
+    rows, compared = effects(expansions, plain, augmented, qrels, analyze)
+    trec.write_jsonl(folder.path / EFFECTS, (row.record() for row in rows))
     return {"effect": {"measure": MEASURE, **asdict(compared)}}
 
 
 def record(expansion: Expansion) -> dict[str, object]:
     """One line of `expansions.jsonl`: the query, what was written for it or added to it, and every
     outcome."""
-    weights = {term: weight for view in expansion.views for term, weight in view.terms.items()}
     return {
         "_id": expansion.query.id,
         "text": expansion.query.text,
         "expanded": expansion.expanded,
         "note": expansion.note,
         "texts": list(expansion.texts),
-        "terms": dict(sorted(weights.items(), key=lambda item: (-item[1], item[0]))),
+        "terms": weighted(expansion),
         "samples": [
             {"status": str(a.status), "problem": a.problem, "reply": a.reply, "key": a.key}
             for a in expansion.answers

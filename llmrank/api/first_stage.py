@@ -18,6 +18,22 @@ if TYPE_CHECKING:
     from llmrank.api.retriever import Retriever
 
 
+SEARCHES: Mapping[str, frozenset[Kind]] = {
+    "bm25": frozenset({"bm25"}),
+    "dense": frozenset({"dense"}),
+    "hybrid": frozenset({"bm25", "dense"}),
+}
+"""First stages, and what each searches by."""
+
+
+def searched_by(first_stage: str) -> frozenset[Kind]:
+    """What a first stage searches by; `InputError` for an unknown name."""
+    if first_stage not in SEARCHES:
+        known = ", ".join(SEARCHES)
+        raise InputError(f"no first stage named {first_stage!r}; there are: {known}")
+    return SEARCHES[first_stage]
+
+
 class Indexed:
     """The indexes of a retriever; `depth` is how many documents are wanted in the end.
 
@@ -38,6 +54,16 @@ class Indexed:
     def size(self) -> int:
         """Number of documents."""
         return len(self._bm25 if "bm25" in self.kinds else self._dense)
+
+    def check(self, encoder: str, *, texts: bool) -> None:
+        """Raise `InputError` where another model than `encoder` made the vectors.
+
+        With `texts` also where the texts of the documents are not known.
+        """
+        if "dense" in self.kinds:
+            check_encoder(self._dense, encoder)
+        if texts:
+            self._retriever.check_texts()
 
     @property
     def _bm25(self) -> BM25Index:
@@ -67,13 +93,10 @@ class Indexed:
 
     def _paired(self, words: View, meaning: View, k: int) -> list[Scored]:
         """One BM25 search and one dense search, fused as the retriever does it."""
-        lexical, dense = self._viewed(words, k), self._viewed(meaning, k)
-        if self._retriever.fusion == "product":
-            both = list(dict.fromkeys(name for name, _ in lexical + dense))
-            vector = np.asarray(meaning.vector, dtype=np.float32)[0]
-            lexical = list(zip(both, self._bm25.score(self._weights(words), both), strict=True))
-            dense = list(zip(both, self._dense.score(vector, both), strict=True))
-        return self._retriever.fuse((lexical, dense), k, self._retriever.dense_weight)
+        found = self._viewed(words, k), self._viewed(meaning, k)
+        vector = np.asarray(meaning.vector, dtype=np.float32)[0]
+        parts = self._retriever.completed(found, self._weights(words), vector)
+        return self._retriever.fuse(parts, k, self._retriever.dense_weight)
 
     def _viewed(self, view: View, k: int) -> list[Scored]:
         if view.vector is None:
@@ -107,3 +130,12 @@ class Indexed:
     def document(self, document_id: str) -> Document:
         """A document with its text; `InputError` where the index knows no texts."""
         return self._retriever.document(document_id)
+
+
+def check_encoder(index: DenseIndex, encoder: str) -> None:
+    """`InputError` where an index was made by another model than queries are embedded with."""
+    if index.model != encoder:
+        raise InputError(
+            f"the index has vectors of {index.model!r}, and queries are embedded with {encoder!r}",
+            remedy="name the encoder that the index was built with, or build another index",
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,19 +12,18 @@ import llmrank.expand as augmentations
 import llmrank.rerank as methods
 import llmrank.spec as spec
 import llmrank.trec as trec
-from llmrank.api.expansion import check, record
-from llmrank.api.first_stage import Indexed
+from llmrank.api.expansion import check, needs_of, record, shows_texts
+from llmrank.api.first_stage import SEARCHES, Indexed, searched_by
 from llmrank.api.retriever import Retriever
 from llmrank.api.runs import Progress, Result, fingerprint, summary, versions
 from llmrank.api.session import Session
 from llmrank.errors import InputError, SpecError
-from llmrank.expand import Expander, Expansion, plain
+from llmrank.expand import Expander, Expansion, Kind, plain
 from llmrank.plan import Embed, Need, Plan
 from llmrank.rerank import Ranker
 from llmrank.store import RunFolder
 from llmrank.types import Candidate, Ordering, Query, Tally
 
-FIRST_STAGES = ("bm25", "dense", "hybrid")
 DEPTH = 100
 
 
@@ -44,11 +43,25 @@ class Pipeline:
         stages = [f"{self.first_stage}@{self.depth}", self.expander, self.method]
         return " >> ".join(str(stage) for stage in stages if stage is not None)
 
-    def needs(self, first: Indexed) -> list[Need]:
+    def __post_init__(self) -> None:
+        _ = self.needs  # raises where the augmentation is for another first stage
+
+    @property
+    def kinds(self) -> frozenset[Kind]:
+        """What its first stage searches by."""
+        return searched_by(self.first_stage)
+
+    @property
+    def needs(self) -> list[Need]:
         """What has to be asked."""
-        embeds = [Need(Embed)] if "dense" in first.kinds else []
-        own = self.expander.needs(first.kinds) if self.expander else embeds
+        embeds = [Need(Embed)] if "dense" in self.kinds else []
+        own = needs_of(self.expander, self.kinds) if self.expander else embeds
         return [*own, *(self.method.needs if self.method else ())]
+
+    @property
+    def shows_texts(self) -> bool:
+        """Whether it needs the texts of documents."""
+        return self.method is not None or shows_texts(self.needs)
 
     def plan(self, query: Query, retriever: Retriever) -> Plan[Found]:
         """Everything for one query."""
@@ -77,8 +90,8 @@ def parse(text: str) -> Pipeline:
     """Read a pipeline: a first stage, at most one augmentation, then reranking methods."""
     stages = [stage.strip() for stage in spec.parts(text, ">>")]
     first = spec.split(stages[0])
-    if first.name not in FIRST_STAGES or first.parameters or first.inner:
-        known = ", ".join(FIRST_STAGES)
+    if first.name not in SEARCHES or first.parameters or first.inner:
+        known = ", ".join(SEARCHES)
         raise SpecError(f"a pipeline begins with a first stage ({known}), not with {stages[0]!r}")
     rest = stages[1:]
     expander = None
@@ -110,10 +123,7 @@ def run(
     goes on where it stopped. The retriever must know the texts where there is something to rerank.
     """
     started = time.time()
-    first = Indexed(retriever, pipeline.depth)
-    if pipeline.expander is not None:
-        check(session, pipeline.expander, first.kinds)
-    session.check(pipeline.needs(first))
+    _check(session, pipeline, retriever)
     folder.check("pipeline")
     asked = list(queries)
     for query in asked:
@@ -130,14 +140,14 @@ def run(
 
     session.run_sync(((query.id, pipeline.plan(query, retriever)) for query in asked), finished)
 
-    def groups() -> Iterator[tuple[str, trec.Hits]]:
-        return ((query.id, tuple(found[query.id].hits)) for query in asked)
-
-    result.write(folder, groups, tag=str(pipeline).replace(" ", ""))
-    trec.write_run(folder.path / "first.trec", groups(), tag=pipeline.first_stage)
+    hits = {query.id: tuple(found[query.id].hits) for query in asked}
+    result.write(folder, lambda: iter(hits.items()), tag=str(pipeline).replace(" ", ""))
+    trec.write_run(folder.path / "first.trec", hits.items(), tag=pipeline.first_stage)
+    path = folder.path / "expansions.jsonl"
     if pipeline.expander is not None:
-        records = (record(found[query.id].expansion) for query in asked)
-        trec.write_jsonl(folder.path / "expansions.jsonl", records)
+        trec.write_jsonl(path, (record(found[query.id].expansion) for query in asked))
+    else:
+        path.unlink(missing_ok=True)
     data = {name: fingerprint(source, f"{name}.jsonl") for name, source in (sources or {}).items()}
     manifest = {
         "pipeline": str(pipeline),
@@ -148,3 +158,12 @@ def run(
     folder.write("manifest.json", manifest)
     folder.write("summary.json", summary(session, result.tally, len(result), started, 0))
     return result.tally
+
+
+def _check(session: Session, pipeline: Pipeline, retriever: Retriever) -> None:
+    """Raise unless the retriever is what the pipeline names, and its models can answer."""
+    first = Indexed(retriever, pipeline.depth)
+    if first.kinds != pipeline.kinds:
+        given = retriever.first_stage if first.kinds else "an engine"
+        raise SpecError(f"the pipeline is for {pipeline.first_stage}, the retriever is {given}")
+    check(session, first, pipeline.needs, texts=pipeline.shows_texts)

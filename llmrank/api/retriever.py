@@ -7,12 +7,12 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from llmrank.api.closing import Closing, Lifeline
-from llmrank.api.first_stage import Indexed
+from llmrank.api.first_stage import Indexed, check_encoder, searched_by
 from llmrank.api.reranker import Passage, candidate, candidates
 from llmrank.api.session import Settings, patient
 from llmrank.backends import connect_encoder
@@ -42,6 +42,7 @@ Parts = tuple[list[Scored], list[Scored]]
 EMBED_BATCH = 64
 KINDS = ("bm25", "dense")
 CORPUS = "corpus.json"
+GIVE_TEXTS = "give the documents as a list, not an index alone"
 
 Index = TypeVar("Index", BM25Index, DenseIndex)
 
@@ -61,7 +62,8 @@ class Retriever(Closing):
     `product` by the product of the two scores, which are computed for all documents of both lists.
 
     `engine` searches instead of an index: a function of the texts of queries and k that gives a
-    list of (id, score) for each query. Documents then only give the results their texts.
+    list of (id, score) for each query. Documents then only give the results their texts, and it may
+    find no others.
     Close it, or use it as a context manager, where the embedding model is on a server.
     """
 
@@ -78,8 +80,7 @@ class Retriever(Closing):
         dense_weight: float | None = None,
         engine: Engine | None = None,
     ) -> None:
-        if first_stage not in (known := get_args(FirstStage)):
-            raise InputError(f"no first stage named {first_stage!r}; there are: {', '.join(known)}")
+        searched_by(first_stage)
         check_fusion(fusion, dense_weight)
         if dense_weight is not None and first_stage != "hybrid":
             raise InputError(f"a weight of dense search is for hybrid, not for {first_stage}")
@@ -110,6 +111,7 @@ class Retriever(Closing):
                 )
         if first_stage != "bm25":
             self.dense = self._opened("dense", DenseIndex.load, self._build_dense)
+            check_encoder(self.dense, self._identity)
         self._documents = None
 
     def search(self, query: str | Query, k: int = 100) -> list[Candidate]:
@@ -120,6 +122,7 @@ class Retriever(Closing):
         """`search` for several queries."""
         if self._engine is not None:
             found = ask_engine(self._engine, queries, k)
+            self._check_known(found)
         elif self.first_stage == "hybrid":
             found = [self.fuse(parts, k, self.dense_weight) for parts in self.parts(queries, k)]
         elif self.bm25 is not None:
@@ -139,12 +142,20 @@ class Retriever(Closing):
         texts = _texts(queries)
         vectors, dense = self._dense_parts(texts, k)
         lexical = [self.bm25.search(text, k) for text in texts]
-        if self.fusion == "product":
-            for i, text in enumerate(texts):
-                both = list(dict.fromkeys(name for name, _ in lexical[i] + dense[i]))
-                lexical[i] = list(zip(both, self.bm25.score(text, both), strict=True))
-                dense[i] = list(zip(both, self.dense.score(vectors[i], both), strict=True))
-        return list(zip(lexical, dense, strict=True))
+        found = zip(lexical, dense, strict=True)
+        return [self.completed(*one) for one in zip(found, texts, vectors, strict=True)]
+
+    def completed(self, parts: Parts, words: str | Mapping[str, float], vector: Vectors) -> Parts:
+        """What both searches found for a query, as `fuse` takes it.
+
+        For the fusion `product` that is both scores of each document of either list.
+        """
+        if self.fusion != "product" or self.bm25 is None or self.dense is None:
+            return parts
+        both = list(dict.fromkeys(name for part in parts for name, _ in part))
+        scores = self.bm25.score(words, both), self.dense.score(vector, both)
+        lexical, dense = (list(zip(both, one, strict=True)) for one in scores)
+        return lexical, dense
 
     def fuse(self, parts: Parts, k: int, dense_weight: float | None = None) -> list[Scored]:
         """The k best of what `parts` gave for a query."""
@@ -158,13 +169,16 @@ class Retriever(Closing):
         """Search with what an augmentation made of a query."""
         return self._candidates(Indexed(self, k).search(expansion, k))
 
+    def check_texts(self) -> None:
+        """`InputError` where the texts of the documents are not known."""
+        if not self._texts:
+            raise InputError("the texts of the documents are not known here", remedy=GIVE_TEXTS)
+
     def document(self, document_id: str) -> Document:
         """A document with its text; `InputError` where the texts are not known."""
         if document_id not in self._texts:
-            raise InputError(
-                f"the text of document {document_id!r} is not known here",
-                remedy="give the documents as a list, not an index alone",
-            )
+            told = f"the text of document {document_id!r} is not known here"
+            raise InputError(told, remedy=GIVE_TEXTS)
         return self._texts[document_id]
 
     def embed(self, texts: Sequence[str], role: str) -> Vectors:
@@ -182,7 +196,23 @@ class Retriever(Closing):
         if self.dense is None or self._encoder is None or not texts:
             return np.zeros((0, 1), dtype=np.float32), []
         vectors = self.embed(texts, "query")
-        return vectors, self.dense.search(vectors, k, model=self._encoder.identity)
+        return vectors, self.dense.search(vectors, k, model=self._identity)
+
+    @property
+    def _identity(self) -> str:
+        return self._encoder.identity if self._encoder is not None else ""
+
+    def _check_known(self, found: Sequence[Sequence[Scored]]) -> None:
+        """Raise where an engine finds documents that are not among those given."""
+        if not self._texts:
+            return
+        unknown = sorted({name for hits in found for name, _ in hits} - self._texts.keys())
+        if unknown:
+            raise InputError(
+                f"{len(unknown)} documents that the engine found are not among those given, "
+                f"among them {', '.join(unknown[:5])}",
+                remedy="give all documents that it searches, with the ids that it gives",
+            )
 
     def _candidates(self, scored: Sequence[Scored]) -> list[Candidate]:
         return [Candidate(self._texts.get(i) or Document(i, ""), score) for i, score in scored]
@@ -250,7 +280,7 @@ class Retriever(Closing):
         return build(
             documents,
             lambda texts: self.embed(texts, "document"),
-            model=self._encoder.identity if self._encoder is not None else "",
+            model=self._identity,
             batch=EMBED_BATCH,
         )
 

@@ -262,7 +262,8 @@ def summary(
     """What a run did: outcomes, calls, requests, tokens, time, money where prices are known.
 
     Requests, tokens, money and seconds are of this invocation; `reused` and the tokens named so
-    are what the journal answered and an earlier one paid for.
+    are what the journal answered and an earlier one paid for. Failed requests are those to the
+    model and to the encoder.
     """
     meter, caps = session.meter, session.settings.caps
     return {
@@ -272,7 +273,7 @@ def summary(
         "asks": tally.asks,
         "reused": tally.reused,
         "requests": meter.requests,
-        "failed_requests": dict(meter.faults.most_common()),
+        "failed_requests": dict(session.sent.faults.most_common()),
         "cancelled_requests": meter.cancelled,
         "rounds": tally.rounds,
         "reused_prompt_tokens": tally.reused_usage.prompt_tokens,

@@ -209,7 +209,8 @@ class Session(Closing):
         caps: Caps,
         minutes: Mapping[Backend, Minute] | None = None,
     ) -> Backend:
-        backend = patient(model, meter, self.settings, minutes)
+        folder = self.journal.folders[0] if self.journal is not None else None
+        backend = patient(model, meter, self.settings, minutes, folder)
         if caps != Caps():
             backend = Capped(backend, caps, model.counter.count)
         return Cached(backend, self.journal) if self.journal is not None else backend
@@ -230,6 +231,19 @@ class Session(Closing):
         if self._open.closed:
             raise InputError("this session or reranker is closed", remedy="make a new one")
         return Engine(self.backend, self.prompts, in_flight=self.settings.in_flight)
+
+    @property
+    def sent(self) -> Meter:
+        """What was sent to the model and to the encoder, together."""
+        one, other = self.meter, self.encoder_meter
+        return Meter(
+            requests=one.requests + other.requests,
+            faults=one.faults + other.faults,
+            cancelled=one.cancelled + other.cancelled,
+            usage=one.usage + other.usage,
+            seconds=one.seconds + other.seconds,
+            models=one.models | other.models,
+        )
 
     def describe(self) -> dict[str, object]:
         """What a manifest says of the model, as named and as the server reports it."""
@@ -265,14 +279,17 @@ def patient(
     meter: Meter,
     settings: Settings,
     minutes: Mapping[Backend, Minute] | None = None,
+    folder: Path | None = None,
 ) -> Backend:
     """The model, metered, with limits and retries where it is a server; each of a pool its own.
 
     A server of `minutes` has sent something in its minute already. An OpenAI-compatible one is
-    greeted before its first request.
+    greeted before its first request; the folder keeps what it says.
     """
     from llmrank.backends.openai import OpenAIBackend
-    from llmrank.backends.probe import Greeted
+    from llmrank.backends.probe import Greeted, Greeter
+
+    kinds: dict[str, str] = {}
 
     def limited(server: Backend) -> Backend:
         metered: Backend = Metered(server, meter)
@@ -280,7 +297,9 @@ def patient(
             metered = Hedged(metered)
         minute = (minutes or {}).get(server) or _minute(model, settings)
         limits = Limited(metered, settings.in_flight, minute=minute)
-        return Greeted(limits, server) if isinstance(server, OpenAIBackend) else limits
+        if not isinstance(server, OpenAIBackend):
+            return limits
+        return Greeted(limits, Greeter(server, folder, kinds))
 
     if model.batch > 1:
         return Metered(model, meter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,13 +16,15 @@ from llmrank.errors import BackendError
 
 
 class Greeting:
-    """Asks a backend's server what it is; the backend uses what it says.
+    """Asks a backend's server what it is, each thing for `seconds` at most if that is given.
 
-    `changed` tells in which way the server is not the one that the backend knew.
+    The backend uses what it says. `changed` tells in which way the server is not the one that the
+    backend knew, `trouble` what kept it from saying all that it was asked, but for a plain refusal.
     """
 
-    def __init__(self, backend: OpenAIBackend) -> None:
-        self._backend = backend
+    def __init__(self, backend: OpenAIBackend, seconds: float | None = None) -> None:
+        self._backend, self._seconds = backend, seconds
+        self.trouble = ""
         self._read: dict[str, Mapping[str, Any]] = {}
         self.changed = ""
         self.models: tuple[str, ...] = ()
@@ -73,7 +76,7 @@ class Greeting:
     async def _rows(self) -> list[Mapping[str, Any]]:
         """The models listed; raises where nobody answers or the key is wrong."""
         try:
-            listed = (await self._backend.send("/models")).get("data")
+            listed = (await self._asked("/models")).get("data")
         except Failure as failure:
             if not (failure.status or late(failure)):
                 raise BackendError(str(failure)) from None
@@ -97,10 +100,25 @@ class Greeting:
     async def _get(self, path: str) -> Mapping[str, Any]:
         if path not in self._read:
             try:
-                self._read[path] = await self._backend.send(path)
+                self._read[path] = await self._asked(path)
             except (Failure, Rejection):
                 self._read[path] = {}
         return self._read[path]
+
+    async def _asked(self, path: str) -> dict[str, Any]:
+        """What the server answers; notes what kept it from that for a moment."""
+        try:
+            # Not by the wire's own limit, which would hold for what else is under way.
+            async with asyncio.timeout(self._seconds):
+                return await self._backend.send(path)
+        except TimeoutError:
+            self.trouble = f"no answer within {self._seconds:.2g} s"
+            raise Failure(self.trouble, transient=True, late=True) from None
+        except Failure as failure:
+            # Some servers answer a route that they do not have by a page or an error with 200.
+            if failure.transient and failure.status != 200:
+                self.trouble = str(failure)
+            raise
 
     async def _told(self, where: Sequence[str], own: Sequence[Mapping[str, Any]]) -> object:
         """The value at a path and the keys inside its answer."""

@@ -14,7 +14,7 @@ from llmrank.backends._patience import patiently
 from llmrank.backends._wire import NoRoute
 from llmrank.backends.dialects import UNKNOWN
 from llmrank.backends.openai import OpenAIBackend
-from llmrank.backends.probe import greet
+from llmrank.backends.probe import Greeter
 from llmrank.backends.wrappers.base import side_by_side
 from llmrank.errors import BackendError, CapabilityError, SpecError
 from llmrank.request import Reply, Request, Tokenizer, Want
@@ -35,6 +35,12 @@ GRADE = (
     "How well does the passage below answer the query? The grades go from the worst to the best."
     "\n\nPassage: {passage}"
 )
+
+UNTOLD = (
+    "questions are put to it as OpenAI takes them; name its kind with the model, as in "
+    "decisions:MODEL,dialect=sglang"
+)
+"""What it means that the kind of a server is not known."""
 
 ROUNDING = 1e-6
 """By how much a probability may lie outside 0 and 1."""
@@ -87,8 +93,7 @@ class DecisionsBackend:
             model, base_url=base_url, api_key=api_key, timeout=timeout, dialect=dialect
         )
         self._free = asyncio.Semaphore(calls)
-        self._identifying = asyncio.Lock()
-        self._identified = self._server.learnt.dialect != UNKNOWN
+        self._greeter = Greeter(self._server, means=UNTOLD)
         self._most: int | None = None
 
     def __repr__(self) -> str:
@@ -119,12 +124,9 @@ class DecisionsBackend:
         Raises `CapabilityError` where the server has no such endpoint, and `BackendError` where it
         refuses key, account or model, or answers nothing at all.
         """
-        async with self._identifying:
-            if not self._identified:
-                await greet(self._server)
-                self._identified = True
-        groups = list(self._groups(requests))
-        found = await side_by_side([self._freely([requests[i] for i in own]) for own in groups])
+        async with self._greeter:
+            groups = list(self._groups(requests))
+            found = await side_by_side([self._freely([requests[i] for i in own]) for own in groups])
         replies: dict[int, Reply] = {}
         for own, got in zip(groups, found, strict=True):
             replies |= zip(own, got, strict=True)

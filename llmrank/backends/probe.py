@@ -34,8 +34,17 @@ TRIAL_SECONDS = 20.0
 GREETING_SECONDS = 5.0
 """How long a greeting may take; it asks three times at most, one after another."""
 
+GREETINGS = 3
+"""How often a server is greeted that does not say what it is; each time for longer."""
+
 TRIAL_TOKENS = 100
 """Tokens that a request of a probe counts for in a minute; it has fewer."""
+
+LIKELIEST = (
+    "label probabilities are read from its likeliest tokens, not by exact token ids, which may "
+    "give other scores; name its kind with the model, as in openai:MODEL,dialect=vllm"
+)
+"""What it means that the kind of a server is not known."""
 
 log = logging.getLogger(__name__)
 
@@ -87,17 +96,13 @@ class Probe:
 
     def save(self, folder: Path) -> None:
         """Keep this in a folder's `probe.json`, beside what is kept of other servers there."""
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        content = {"format": FORMAT, "servers": {**_kept(folder), self._name: asdict(self)}}
-        draft = folder / f"{FILE}.{os.getpid()}"
-        draft.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        draft.replace(folder / FILE)
+        _keep_row(folder, "servers", _key(self.url, self.model), asdict(self))
 
     @classmethod
     def load(cls, folder: Path, url: str, model: str) -> Probe | None:
         """What is kept of a server and a model; None where nothing is, or nothing readable."""
         try:
-            return cls._from(_kept(folder)[_key(url, model)])
+            return cls._from(_kept(folder, "servers")[_key(url, model)])
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
 
@@ -110,22 +115,33 @@ class Probe:
         _ = probe.uses
         return probe
 
-    @property
-    def _name(self) -> str:
-        return _key(self.url, self.model)
-
 
 def _key(url: str, model: str) -> str:
     return f"{url} {model}"
 
 
-def _kept(folder: Path) -> dict[str, Any]:
-    """The rows of a folder's file; none where it is absent, broken or of another format."""
+def _kept(folder: Path, part: str) -> dict[str, Any]:
+    """Rows of a folder's file: `servers` are probes, `greeted` what servers said of themselves.
+
+    None where the file is absent, broken or of another format.
+    """
     try:
         content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return dict(content["servers"]) if content["format"] == FORMAT else {}
-    except (OSError, KeyError, TypeError, ValueError):
+        return dict(content.get(part, {})) if content["format"] == FORMAT else {}
+    except (OSError, KeyError, TypeError, ValueError, AttributeError):
         return {}
+
+
+def _keep_row(folder: Path, part: str, key: str, row: Mapping[str, Any]) -> None:
+    """Put a row into a folder's file, beside what stands there."""
+    parts = {name: _kept(folder, name) for name in ("servers", "greeted")}
+    if parts[part].get(key) == row:
+        return
+    parts[part][key] = row
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = folder / f"{FILE}.{os.getpid()}"
+    draft.write_text(json.dumps({"format": FORMAT, **parts}, indent=1), encoding="utf-8")
+    draft.replace(folder / FILE)
 
 
 def _check(learnt: Learnt) -> None:
@@ -196,13 +212,23 @@ async def probe(
 
 
 def recall(backend: OpenAIBackend, folders: Sequence[Path]) -> Probe | None:
-    """Make a backend use what one of the folders keeps of its server, if one does."""
+    """Make a backend use what one of the folders keeps of its server, if one does.
+
+    Without a probe that is what the server said of itself when it was greeted.
+    """
     for folder in folders:
         found = Probe.load(folder, backend.url, backend.model)
         # A dialect that the user names goes before what was found.
         if found is not None and backend.wire.dialect in (UNKNOWN, found.learnt.dialect):
             backend.adopt(found.learnt)
             return found
+    for folder in folders:
+        match _kept(folder, "greeted").get(_key(backend.url, backend.model)):
+            case {"dialect": str(dialect), "version": str(version)} if (
+                dialect in DIALECTS and backend.wire.dialect in (UNKNOWN, dialect)
+            ):
+                backend.adopt(Learnt(dialect=dialect, version=version))
+                return None
     return None
 
 
@@ -229,7 +255,7 @@ async def _keep(
 ) -> BackendError | None:
     """Probe one server; the error where nothing can be known of it."""
     known = recall(backend, folders)
-    changed = await greet(backend) if known else ""
+    changed = (await greet(backend)).changed if known else ""
     if changed:
         log.info("%s is probed anew: %s", backend.url, changed)
     elif known and known.settled:
@@ -246,51 +272,127 @@ async def _keep(
     return None
 
 
-async def greet(backend: OpenAIBackend, *, seconds: float = GREETING_SECONDS) -> str:
+async def greet(backend: OpenAIBackend, *, seconds: float = GREETING_SECONDS) -> Greeting:
     """Ask a server what it is, by a few free requests, and use its dialect and version.
 
-    Never fails, and takes at most so many seconds. Returns in which way the server is not the
-    one that the backend knew: what was known of it is then not used any more, but for what decides
-    which prompts it is sent and under which name its answers are kept.
+    Never fails, and takes at most so many seconds. Where the server is not the one that the backend
+    knew, what was known of it is not used any more, but for what decides which prompts it is sent
+    and under which name its answers are kept.
     The context length that it states is not used: an estimate of tokens would cut prompts that
     fit, and the prompts of a run may not depend on whether its server answers just now.
     """
-    greeting = Greeting(backend)
-    with suppress(BackendError, Failure, TimeoutError), backend.wire.trying(seconds / 3):
-        async with asyncio.timeout(seconds):
-            await greeting.identify()
-    return greeting.changed
+    greeting = Greeting(backend, seconds / 3)
+    with suppress(BackendError, Failure):
+        await greeting.identify()
+    return greeting
+
+
+class Greeter:
+    """Greets a server before what is sent to it, until it has said what it is.
+
+    One that is slow or in trouble is greeted `GREETINGS` times at most, for `seconds` seconds, then
+    for twice and three times as long, and logged with what that `means`; one whose address tells
+    what it is never. What is sent goes inside `async with`: a greeting waits until nothing is under
+    way, so that all is asked and read in one dialect. What the server says is kept in the folder.
+    `kinds` is shared by the members of a pool.
+    """
+
+    def __init__(
+        self,
+        server: OpenAIBackend,
+        folder: Path | None = None,
+        kinds: dict[str, str] | None = None,
+        *,
+        seconds: float = GREETING_SECONDS,
+        means: str = LIKELIEST,
+    ) -> None:
+        self._server, self._folder = server, folder
+        self._seconds, self._means = seconds, means
+        self._kinds = {} if kinds is None else kinds
+        self._left = GREETINGS
+        self._greeting, self._idle = asyncio.Lock(), asyncio.Event()
+        self._idle.set()
+        self._under_way = 0
+        if (kind := by_url(server.url)) != UNKNOWN:
+            self._left, self._kinds[server.url] = 0, kind
+
+    async def __aenter__(self) -> None:
+        """Greet the server, if that is still to be done."""
+        if left := self._left:
+            async with self._greeting:
+                # Whoever waited for a greeting goes on, whatever came of it.
+                if left == self._left:
+                    await self._idle.wait()
+                    await self._greet()
+        self._under_way += 1
+        self._idle.clear()
+
+    async def __aexit__(self, *_: object) -> None:
+        """Let a greeting begin once nothing is under way."""
+        self._under_way -= 1
+        if not self._under_way:
+            self._idle.set()
+
+    async def _greet(self) -> None:
+        server, tried = self._server, GREETINGS - self._left + 1
+        greeting = await greet(server, seconds=self._seconds * tried)
+        kind = server.learnt.dialect
+        if kind == UNKNOWN and greeting.trouble:
+            self._left -= 1
+            if tried == 1:
+                log.warning(
+                    "%s did not say what kind of server it is (%s): %s",
+                    server.url,
+                    greeting.trouble,
+                    self._means,
+                )
+            return
+        self._left = 0
+        if tried > 1:
+            log.warning(
+                "%s has now said what it is (%s): scores from here on may be of another kind than "
+                "those before",
+                server.url,
+                kind,
+            )
+        elif greeting.changed:
+            log.warning(
+                "%s has changed (%s): but for how it is kept from thinking and counts tokens, what "
+                "was known of it is not used; --probe finds out anew",
+                server.url,
+                greeting.changed,
+            )
+        if kind != UNKNOWN and self._folder is not None:
+            told = {"dialect": kind, "version": server.learnt.version}
+            _keep_row(self._folder, "greeted", _key(server.url, server.model), told)
+        self._compare(kind)
+
+    def _compare(self, kind: str) -> None:
+        """Log the members of a pool that are of no known kind, once one of them is."""
+        self._kinds[self._server.url] = kind
+        strange = [url for url, known in self._kinds.items() if known == UNKNOWN]
+        if len(strange) == len(self._kinds):
+            return
+        for url in strange:
+            del self._kinds[url]
+            log.warning(
+                "%s is of no known kind, unlike other servers of the pool: %s", url, self._means
+            )
 
 
 class Greeted(Wrapper):
-    """Greets a server before the first request that is really sent to it.
+    """Sends nothing but requests for vectors to a server that has not been greeted."""
 
-    One whose address tells what it is, or that is only asked for vectors, is not.
-    """
-
-    def __init__(self, inner: Backend, server: OpenAIBackend) -> None:
+    def __init__(self, inner: Backend, greeter: Greeter) -> None:
         super().__init__(inner)
-        self._server = server
-        self._greeting = asyncio.Lock()
-        self._greeted = by_url(server.url) != UNKNOWN
+        self._greeter = greeter
 
     async def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """Replies in the order of the requests."""
-        if not self._greeted and any(request.want != "vectors" for request in requests):
-            async with self._greeting:
-                if not self._greeted:
-                    await self._greet()
-        return await self.inner.answer(requests)
-
-    async def _greet(self) -> None:
-        if changed := await greet(self._server):
-            log.warning(
-                "%s has changed since it was probed (%s): but for how it is kept from thinking and "
-                "counts tokens, what the probe found is not used; --probe finds out anew",
-                self._server.url,
-                changed,
-            )
-        self._greeted = True
+        if all(request.want == "vectors" for request in requests):
+            return await self.inner.answer(requests)
+        async with self._greeter:
+            return await self.inner.answer(requests)
 
 
 def alike(backends: Sequence[OpenAIBackend]) -> list[OpenAIBackend]:

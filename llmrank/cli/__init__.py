@@ -37,7 +37,7 @@ app = typer.Typer(
 )
 app.command("search")(search.search)
 app.command("rerank")(rerank.rerank)
-app.command("run")(run.run)
+app.command("run", cls=run.FromFile)(run.run)
 app.command("expand")(expand.expand)
 app.command("generate")(generate.generate)
 app.command("eval")(evaluate.evaluate)

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,11 +14,25 @@ import llmrank.cli.options as o
 import llmrank.cli.screen as screen
 import llmrank.cli.search as search
 
+if TYPE_CHECKING:
+    from llmrank.api import Retriever
+    from llmrank.evaluate import Qrels as Judgements
+    from llmrank.types import Query
+
 UNNAMED = Path("runs/expand")
-
-
 SHOWN = 3
 """Queries that won and that lost the most, on the screen."""
+
+Method = Annotated[str, typer.Option(help="Such as query2doc(n=1) or hyde(n=4).")]
+Corpus = Annotated[str | None, typer.Option(help="Search this corpus with the expanded queries.")]
+FirstStage = Annotated[
+    str | None,
+    typer.Option(help="bm25, dense or hybrid; by default what the method was made for."),
+]
+Qrels = Annotated[
+    str | None,
+    typer.Option(help="Judgements: what was won and lost against the plain queries, by what."),
+]
 
 
 @o.with_model(embeds=True)
@@ -26,20 +40,12 @@ def expand(
     queries: o.Queries,
     settings: o.Settings,
     max_failures: float,
-    method: Annotated[str, typer.Option(help="Such as query2doc(n=1) or hyde(n=4).")] = "query2doc",
-    corpus: Annotated[
-        str | None, typer.Option(help="Search this corpus with the expanded queries.")
-    ] = None,
-    first_stage: Annotated[
-        str | None,
-        typer.Option(help="bm25, dense or hybrid; by default what the method was made for."),
-    ] = None,
+    method: Method = "query2doc",
+    corpus: Corpus = None,
+    first_stage: FirstStage = None,
     index: search.Index = None,
     k: search.K = 100,
-    qrels: Annotated[
-        str | None,
-        typer.Option(help="Judgements: what was won and lost against the plain queries, by what."),
-    ] = None,
+    qrels: Qrels = None,
     limit: o.Limit = None,
     out: o.Out = None,
     as_json: o.Json = False,
@@ -49,53 +55,65 @@ def expand(
     Writes expansions.jsonl, and with --corpus run.trec. A query without a usable text is searched
     as it is, and says so.
     """
-    from itertools import islice
-
-    from llmrank import api, trec
+    from llmrank import api
     from llmrank import expand as expansion
-    from llmrank.backends import connect
-    from llmrank.plan import Embed
+    from llmrank.api.expansion import needs_of, shows_texts
+    from llmrank.api.first_stage import searched_by
     from llmrank.store import RunFolder
 
-    expander = expansion.parse(method)
     started = time.perf_counter()
+    expander = expansion.parse(method)
     stage = first_stage or expander.kinds[0]
-    dense = stage != "bm25"
-    writer = connect(settings.model, base_url=settings.base_url)
-    writes = [needed for needed in expander.needs(frozenset()) if needed.ask is not Embed]
-    api.check(settings, writer, writes)
+    kinds = searched_by(stage)
+    needs = needs_of(expander, kinds)
+    writer = search.connected(settings, needs)
     screen.note(f"{expander} by {writer.identity}, into {out or UNNAMED}")
-    asked = list(islice(trec.read_queries(queries), limit))
-    retriever = None
-    if corpus is not None:
-        retriever = search.open_retriever(
-            corpus, stage, index, settings.encoder, settings.encoder_url
-        )
+    asked = search.read_queries(queries, limit)
+    judged = _judged(qrels, asked, searched=corpus is not None)
+    retriever = _opened(corpus, stage, index, settings, texts=shows_texts(needs))
     folder = RunFolder(out or UNNAMED)
     with (
-        api.Session(settings, folder.journal(), model=writer, embeds=dense) as session,
+        api.Session(settings, folder.journal(), model=writer, embeds="dense" in kinds) as session,
         screen.progress("queries", len(asked)) as progress,
     ):
         tally = api.expand_run(
-            session,
-            expander,
-            asked,
-            folder,
-            retriever,
+            *(session, expander, asked, folder, retriever),
+            first_stage=stage,
             source=queries,
             k=k,
-            qrels=trec.read_qrels(qrels) if qrels else None,
+            qrels=judged,
             progress=progress,
         )
-    screen.outcome(tally, session.meter, time.perf_counter() - started)
-    if qrels:
-        _show_effects(folder.path)
-    if as_json:
-        typer.echo((folder.path / "summary.json").read_text(encoding="utf-8"), nl=False)
-    elif out is None:
-        lines = (folder.path / "expansions.jsonl").read_text(encoding="utf-8")
-        typer.echo(lines, nl=False)
+    screen.outcome(tally, session.sent, time.perf_counter() - started)
+    _show(folder.path, effects=bool(qrels), as_json=as_json, lines=out is None)
     api.demand(tally, max_failures)
+
+
+def _judged(qrels: str | None, asked: list[Query], *, searched: bool) -> Judgements | None:
+    from llmrank import trec
+    from llmrank.api.expansion import check_judged
+
+    judged = trec.read_qrels(qrels) if qrels else None
+    check_judged(asked, judged, searched=searched)
+    return judged
+
+
+def _opened(
+    corpus: str | None, stage: str, index: Path | None, settings: o.Settings, *, texts: bool
+) -> Retriever | None:
+    if corpus is None:
+        return None
+    encoder, url = settings.encoder, settings.encoder_url
+    return search.open_retriever(corpus, stage, index, encoder, url, texts=texts)
+
+
+def _show(folder: Path, *, effects: bool, as_json: bool, lines: bool) -> None:
+    """What goes to the screen, and to standard output: the summary, or the expansions."""
+    if effects:
+        _show_effects(folder)
+    name = "summary.json" if as_json else "expansions.jsonl"
+    if as_json or lines:
+        typer.echo((folder / name).read_text(encoding="utf-8"), nl=False)
 
 
 def _show_effects(folder: Path) -> None:

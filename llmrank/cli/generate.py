@@ -67,7 +67,7 @@ def generate(
         made, tally = api.generate_folder(
             session, chosen, retriever.find, recipe, folder, source=corpus, progress=progress
         )
-    screen.outcome(tally, session.meter, time.perf_counter() - started)
+    screen.outcome(tally, session.sent, time.perf_counter() - started)
     counts = api.funnel(made)
     screen.note(", ".join(f"{count} {name}" for name, count in counts.items()))
     if as_json:

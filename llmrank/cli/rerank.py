@@ -51,7 +51,7 @@ def rerank(
             screen.note(f"{chosen} by {session.model.identity}, into {folder.path}")
             with screen.progress("queries", len(inputs.queries)) as progress:
                 tally = api.rerank_run(session, chosen, inputs, folder, progress=progress)
-    screen.outcome(tally, session.meter, time.perf_counter() - started)
+    screen.outcome(tally, session.sent, time.perf_counter() - started)
     if as_json:
         typer.echo((folder.path / "summary.json").read_text(encoding="utf-8"), nl=False)
     elif out is None:

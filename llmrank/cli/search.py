@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,9 @@ from llmrank.errors import InputError
 
 if TYPE_CHECKING:
     from llmrank.api import Retriever
+    from llmrank.backends import Model
     from llmrank.evaluate import Qrels
+    from llmrank.plan import Need
     from llmrank.types import Query
 
 FirstStage = Annotated[str, typer.Option(help="bm25, dense or hybrid (both, fused).")]
@@ -70,8 +73,6 @@ def search(
     Dense search is exact. Without --index the index is made in memory and thrown away. With --json
     the hits are printed as JSON, and the run is written only where --out names a file.
     """
-    from itertools import islice
-
     from llmrank import trec
 
     if tune is not None and (
@@ -83,7 +84,7 @@ def search(
             "and without --dense-weight",
         )
     qrels = None if tune is None else trec.read_qrels(tune)
-    asked = list(islice(trec.read_queries(queries), limit))
+    asked = read_queries(queries, limit)
     retriever = open_retriever(
         corpus, first_stage, index, encoder, encoder_url, analyzer, fusion, dense_weight
     )
@@ -126,6 +127,15 @@ def _tuned(
     return list(tuned.found.items()), f"hybrid-{retriever.fusion}-tuned"
 
 
+def read_queries(queries: str, limit: int | None) -> list[Query]:
+    """The first queries of a collection, all without a limit."""
+    from itertools import islice
+
+    from llmrank import trec
+
+    return list(islice(trec.read_queries(queries), limit))
+
+
 def open_retriever(
     corpus: str,
     first_stage: str,
@@ -135,13 +145,19 @@ def open_retriever(
     analyzer: str | None = None,
     fusion: str = "rrf",
     dense_weight: float | None = None,
+    *,
+    texts: bool = False,
 ) -> Retriever:
-    """A retriever over a corpus; an index folder that exists must have been built from it."""
+    """A retriever over a corpus; an index folder that exists must have been built from it.
+
+    With `texts` it keeps the documents.
+    """
     from llmrank import trec
     from llmrank.api import Retriever
 
+    documents = trec.read_corpus(corpus)
     return Retriever(
-        trec.read_corpus(corpus),
+        list(documents) if texts else documents,
         first_stage=first_stage,  # type: ignore[arg-type]  # checked by the retriever
         index=index,
         encoder=encoder,
@@ -150,3 +166,21 @@ def open_retriever(
         fusion=fusion,  # type: ignore[arg-type]  # checked by the retriever
         dense_weight=dense_weight,
     )
+
+
+def connected(settings: o.Settings, needs: Sequence[Need]) -> Model:
+    """The language model, which can answer what is needed beside vectors.
+
+    Where that is nothing, none is connected.
+    """
+    from llmrank import api
+    from llmrank.backends import connect
+    from llmrank.backends.nobody import Nobody
+    from llmrank.plan import Embed
+
+    worded = [needed for needed in needs if needed.ask is not Embed]
+    if not worded:
+        return Nobody()
+    model = connect(settings.model, base_url=settings.base_url)
+    api.check(settings, model, worded)
+    return model

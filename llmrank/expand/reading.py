@@ -33,6 +33,7 @@ _CHATTER = re.compile(
 )
 _EMPHASIS = re.compile(r"\*+|`+|(?<!\w)_+|_+(?!\w)")
 _LOOP = re.compile(r"(\S.{6,119}?)\1{2,}", re.DOTALL)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _QUOTES = "\"'“”‘’«»„「」 \t,"
 
 
@@ -41,7 +42,8 @@ def listed(text: str, *, cut: bool = False) -> list[str]:
 
     Of a text with numbered or bulleted lines only these count. Otherwise every line does, but those
     that only announce or close a list. A JSON list of texts is read too. With `cut` the end of the
-    text is missing, and its last item is left out.
+    text is missing, and its last item is left out. So are items with lone surrogates, which
+    no server takes.
     """
     lines = _from_json(text) or [line for line in _lines(text) if line.strip()]
     if cut:
@@ -131,6 +133,8 @@ def _is_chatter(line: str, ends: str) -> bool:
 
 
 def _is_item(item: str) -> bool:
+    if _SURROGATE.search(item):
+        return False
     return bool(re.search(r"\w", item)) and not item.endswith((":", "："))
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,9 @@ class _Mark(NamedTuple):
     documents: int
     digest: str
     end: int
+
+
+_START = _Mark(0, "", 0)
 
 
 class Growing:
@@ -133,33 +136,33 @@ class Growing:
         self._digest.update(json.dumps([document.id, document.contents]).encode())
 
     def _read(self) -> list[_Mark]:
-        """How far the vectors came that are there; a line that was cut off counts nothing."""
+        """How far the vectors came that are there; from a line on that is none nothing counts."""
         self._progress.seek(0)
-        head: dict[str, Any] | None = None
         marks: list[_Mark] = []
-        end = 0
+        first = self._progress.readline()
+        match _parsed(first):
+            case {"model": str(model), "dimensions": int(dimensions)} if dimensions > 0:
+                end = len(first)
+            case _:
+                return []
         for line in self._progress:
             end += len(line)
-            if not line.endswith(b"\n"):
-                break
-            if head is None:
-                head = json.loads(line)
-            else:
-                documents, digest = json.loads(line)
-                marks.append(_Mark(documents, digest, end))
-        if head is None:
-            return []
-        if head["model"] != self._model:
+            match _parsed(line):
+                case [int(documents), str(digest)] if documents > (marks or [_START])[-1].documents:
+                    marks.append(_Mark(documents, digest, end))
+                case _:
+                    break
+        if model != self._model:
             raise InputError(
-                f"holds a part of an index by {head['model']!r}, not by {self._model!r}",
+                f"holds a part of an index by {model!r}, not by {self._model!r}",
                 path=self._folder,
                 remedy="go on with that model, or remove this folder",
             )
-        row = 4 * head["dimensions"]
+        row = 4 * dimensions
         path = self._folder / VECTORS
         whole = (path.stat().st_size - _HEADER) // row if path.exists() else 0
         found = [mark for mark in marks if mark.documents <= whole]
-        self._dimensions = head["dimensions"] if found else 0
+        self._dimensions = dimensions if found else 0
         return found
 
     def _write_header(self, rows: int) -> None:
@@ -172,6 +175,16 @@ class Growing:
     def _log(self, line: object) -> None:
         self._progress.write(json.dumps(line).encode() + b"\n")
         _to_disk(self._progress)
+
+
+def _parsed(line: bytes) -> object:
+    """What a line of the progress file says; None where it was cut off or damaged."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def _to_disk(file: IO[bytes]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from llmrank.errors import InputError
 from llmrank.retrieve._folder import Scored, best_first, check_depth
@@ -21,20 +22,25 @@ def ask_engine(engine: Engine, queries: Sequence[str | Query], k: int) -> list[l
     """
     check_depth(k)
     texts = [query.text if isinstance(query, Query) else query for query in queries]
-    found = list(engine(texts, k)) if texts else []
+    found = _listed(engine(texts, k), "the engine") if texts else []
     if len(found) != len(texts):
         raise InputError(f"the engine gave {len(found)} lists for {len(texts)} queries")
     return [
-        best_first(_checked(list(hits), query))[:k]
-        for query, hits in zip(queries, found, strict=True)
+        best_first(_checked(hits, query))[:k] for query, hits in zip(queries, found, strict=True)
     ]
 
 
-def _checked(hits: Sequence[Scored], query: str | Query) -> list[Scored]:
+def _listed(given: object, who: str) -> list[Any]:
+    if not isinstance(given, Iterable):
+        raise InputError(f"{who} gave {given!r} where a list was due")
+    return list(given)
+
+
+def _checked(hits: object, query: str | Query) -> list[Scored]:
     name = query.id if isinstance(query, Query) else query
     seen: set[str] = set()
     checked: list[Scored] = []
-    for hit in hits:
+    for hit in _listed(hits, f"query {name!r}: the engine"):
         try:
             document, given = hit
             score = float(given)

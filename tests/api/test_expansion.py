@@ -9,8 +9,8 @@ import pytest
 from aiohttp import web
 
 from llmrank import Query, Reranker, Retriever, Session, Settings, trec
-from llmrank.api import demand, expand, expand_run
-from llmrank.errors import CapabilityError, InputError, TooManyFailures
+from llmrank.api import demand, expand, expand_run, parse_pipeline, run_pipeline
+from llmrank.errors import CapabilityError, InputError, SpecError, TooManyFailures
 from llmrank.expand import parse
 from llmrank.store import RunFolder
 from llmrank.types import Status
@@ -154,6 +154,69 @@ class TestFolder:
         assert run["q1"] == ["0", "2"] or run["q1"] == ["2", "0"]
         assert run["q2"] == plain
         assert run["q3"][0] == "1"
+
+    def test_another_encoder_than_that_of_the_index_is_refused(
+        self, writer: Server, tmp_path: Path
+    ) -> None:
+        settings = Settings(MODEL, writer.url, encoder="openai:other", encoder_url=writer.url)
+        folder = RunFolder(tmp_path / "run")
+        options = {"encoder": ENCODER, "encoder_url": writer.url}
+        with (
+            Retriever(TEXTS, first_stage="dense", **options) as retriever,  # type: ignore[arg-type]
+            Session(settings, folder.journal(), embeds=True) as session,
+        ):
+            before = len(writer.received)
+            told = r"vectors of 'openai:vectors@.* embedded with 'openai:other@"
+            with pytest.raises(InputError, match=told):
+                expand_run(session, parse("hyde(n=1)"), QUERIES, folder, retriever, k=2)
+            with pytest.raises(InputError, match=told):
+                run_pipeline(session, parse_pipeline("dense"), retriever, QUERIES, folder)
+        assert len(writer.received) == before
+
+    def test_documents_cannot_be_graded_without_their_texts(
+        self, session: Session, writer: Server, tmp_path: Path
+    ) -> None:
+        folder = RunFolder(tmp_path / "run")
+        retriever = Retriever(iter(TEXTS))
+        with pytest.raises(InputError, match="texts of the documents are not known"):
+            expand_run(
+                session, parse("gated(query2doc, by=grade)"), QUERIES, folder, retriever, k=2
+            )
+        with pytest.raises(InputError, match="texts of the documents are not known"):
+            run_pipeline(session, parse_pipeline("bm25 >> yesno@2"), retriever, QUERIES, folder)
+        assert sent(writer) == 0
+
+    def test_judgements_of_other_queries_are_refused_before_anything_is_asked(
+        self, session: Session, writer: Server, tmp_path: Path
+    ) -> None:
+        folder = RunFolder(tmp_path / "run")
+        with pytest.raises(InputError, match="none of the queries is judged"):
+            expand_run(
+                session,
+                parse("query2doc"),
+                QUERIES,
+                folder,
+                Retriever(TEXTS),
+                qrels={"other": {"0": 1}},
+            )
+        assert sent(writer) == 0
+
+    @pytest.mark.parametrize("pipeline", ["hybrid@2", "bm25 >> yesno@2", "bm25"])
+    def test_a_pipeline_runs_on_what_it_names(
+        self, session: Session, writer: Server, tmp_path: Path, pipeline: str
+    ) -> None:
+        engine = Retriever(TEXTS, engine=lambda texts, k: [[("0", 1.0)] for _ in texts])
+        retrievers = [engine] if "bm25" in pipeline else [engine, Retriever(TEXTS)]
+        for retriever in retrievers:
+            with pytest.raises(SpecError, match="the pipeline is for"):
+                run_pipeline(
+                    session,
+                    parse_pipeline(pipeline),
+                    retriever,
+                    QUERIES,
+                    RunFolder(tmp_path / "run"),
+                )
+        assert sent(writer) == 0
 
     def test_without_a_query_text_nothing_is_sent(
         self, session: Session, writer: Server, tmp_path: Path

@@ -281,25 +281,40 @@ class TestDense:
         ) as retriever:
             assert ids(retriever.search("moon", k=1)) == ["1"]
 
+    def test_an_index_of_another_encoder_is_not_opened(
+        self, encoder: Server, tmp_path: Path
+    ) -> None:
+        url = encoder.url
+        Retriever(
+            TEXTS, first_stage="dense", index=tmp_path, encoder=ENCODER, encoder_url=url
+        ).close()
+        with pytest.raises(InputError, match=r"vectors of 'openai:vectors@.* with 'openai:other@"):
+            Retriever(first_stage="dense", index=tmp_path, encoder="openai:other", encoder_url=url)
+
 
 class TestEngine:
     """A search function of the user's own."""
 
     @staticmethod
     def engine(texts: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
-        return [[("1", 0.5), ("0", 2.0), ("9", 1.0)][:k] for _ in texts]
+        return [[("1", 0.5), ("0", 2.0), ("2", 1.0)][:k] for _ in texts]
 
     @pytest.mark.parametrize("kind", [list, iter])
     def test_it_searches_and_documents_give_the_texts(self, kind: Any) -> None:  # noqa: ANN401
         retriever = Retriever(kind(TEXTS), engine=self.engine)
         found = retriever.search(Query("q", "moon"))
-        assert [(c.document.id, c.score) for c in found] == [("0", 2), ("9", 1), ("1", 0.5)]
-        assert [c.document.text for c in found] == [TEXTS[0], "", TEXTS[1]]
+        assert [(c.document.id, c.score) for c in found] == [("0", 2), ("2", 1), ("1", 0.5)]
+        assert [c.document.text for c in found] == [TEXTS[0], TEXTS[2], TEXTS[1]]
         assert ids(retriever.search("moon", 2)) == ["0", "1"]
         assert retriever.search_many([]) == []
 
     def test_without_documents(self) -> None:
-        assert ids(Retriever(engine=self.engine).search("moon")) == ["0", "9", "1"]
+        assert ids(Retriever(engine=self.engine).search("moon")) == ["0", "2", "1"]
+
+    def test_it_may_find_only_the_documents_given(self) -> None:
+        retriever = Retriever(TEXTS[:2], engine=self.engine)
+        with pytest.raises(InputError, match="not among those given, among them 2"):
+            retriever.search("moon")
 
     def test_what_it_gives_is_checked(self) -> None:
         retriever = Retriever(engine=lambda texts, k: [[("a", float("nan"))] for _ in texts])

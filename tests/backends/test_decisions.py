@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import pytest
@@ -414,3 +415,19 @@ def test_it_is_named_as_a_model(server: Server) -> None:
     assert named.wants == {"pair"}
     assert named.counter.count("a b") > 0
     assert named.counter.counting
+
+
+def test_a_server_that_does_not_say_what_it_is_at_first(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = {"id": MODEL, "owned_by": "sglang"}
+    server.script("/models", refuses(503, "loading"), sends({"data": [row]}))
+    server.script(PATH, speaks_sglang())
+
+    async def twice(backend: DecisionsBackend) -> list[Reply]:
+        with suppress(BackendError):
+            await backend.answer([grade("a fox", "it is 3")])
+        return await backend.answer([grade("a fox", "it is 3")])
+
+    assert using(server, twice)[0].error == ""
+    assert "as in decisions:MODEL,dialect=sglang" in caplog.text

@@ -22,7 +22,18 @@ from llmrank.backends.dialects import (
     by_url,
 )
 from llmrank.backends.openai import Learnt, OpenAIBackend
-from llmrank.backends.probe import FILE, FORMAT, Probe, alike, greet, keep, paced, probe
+from llmrank.backends.probe import (
+    FILE,
+    FORMAT,
+    Greeter,
+    Probe,
+    alike,
+    greet,
+    keep,
+    paced,
+    probe,
+    recall,
+)
 from llmrank.backends.wrappers import Minute
 from llmrank.errors import BackendError
 from llmrank.plan import Write
@@ -481,7 +492,7 @@ def greeted(url: str, known: Learnt | None = None, *, dialect: str = "") -> tupl
         backend = OpenAIBackend(MODEL, base_url=url, dialect=dialect)
         backend.adopt(known or backend.learnt)
         try:
-            return await greet(backend, seconds=0.5), backend.learnt
+            return (await greet(backend, seconds=0.5)).changed, backend.learnt
         finally:
             await backend.close()
 
@@ -534,6 +545,155 @@ def test_a_greeting_of_nobody_is_quick() -> None:
     started = time.perf_counter()
     assert greeted(no_server()) == ("", Learnt())
     assert time.perf_counter() - started < 1
+
+
+def models_asked(server: Server) -> int:
+    return sum(request.path.endswith("/models") for request in server.received)
+
+
+def test_a_greeting_leaves_other_calls_their_time(server: Server) -> None:
+    server.script("/models", waits(1, sends({})))
+    server.script(EMBEDDINGS, waits(0.4, sends({"data": [{"index": 0, "embedding": [1]}]})))
+
+    async def work() -> Reply:
+        backend = OpenAIBackend(MODEL, base_url=server.url)
+        try:
+            asked = Request(ask=ASK, want="vectors", texts=("a",))
+            _, (reply,) = await asyncio.gather(greet(backend, seconds=0.6), backend.answer([asked]))
+            return reply
+        finally:
+            await backend.close()
+
+    assert asyncio.run(work()).error == ""
+
+
+def kinds_met(url: str, times: int, folder: Path | None = None) -> list[str]:
+    """The kind that a server is known to be of at each of so many batches, after a greeting."""
+
+    async def work() -> list[str]:
+        backend = OpenAIBackend(MODEL, base_url=url)
+        greeter = Greeter(backend, folder, seconds=0.9)
+        found = []
+        try:
+            for _ in range(times):
+                async with greeter:
+                    found.append(backend.learnt.dialect)
+                    # What is learnt of an unknown kind does not hold for the known one.
+                    backend.adopt(replace(backend.learnt, labels={CHAT: "top-20"}))
+            return found
+        finally:
+            await backend.close()
+
+    return asyncio.run(work())
+
+
+def test_a_slow_server_is_greeted_again_for_longer(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = speak(server, SPEAKERS["vllm"])
+    row = {"id": MODEL, "owned_by": "vllm"}
+    server.script("/models", waits(0.45, sends({"data": [row]})))
+    assert kinds_met(url, 4) == ["unknown", "vllm", "vllm", "vllm"]
+    assert models_asked(server) == 2
+    first, second = [record.getMessage() for record in caplog.records]
+    assert "no answer within 0.3 s" in first
+    assert "likeliest tokens" in first
+    assert "dialect=" in first
+    assert "(vllm)" in second
+    assert all(record.name.startswith("llmrank") for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "greetings", "warnings"),
+    [
+        (refuses(503, "loading"), 3, 1),
+        (breaks_off(), 3, 1),
+        (refuses(404, "no such thing"), 1, 0),
+        (refuses(401, "who are you"), 1, 0),
+        (sends_html(), 1, 0),
+        (sends({"data": [{"id": MODEL}]}), 1, 0),
+    ],
+)
+def test_how_often_a_server_is_greeted(
+    server: Server,
+    caplog: pytest.LogCaptureFixture,
+    trouble: Behaviour,
+    greetings: int,
+    warnings: int,
+) -> None:
+    server.script("/models", trouble)
+    assert kinds_met(server.url, 5) == ["unknown"] * 5
+    assert (models_asked(server), len(caplog.records)) == (greetings, warnings)
+
+
+def test_a_later_greeting_waits_for_what_is_under_way(server: Server) -> None:
+    url = speak(server, SPEAKERS["vllm"])
+    row = {"id": MODEL, "owned_by": "vllm"}
+    server.script("/models", refuses(503, "loading"), sends({"data": [row]}))
+    events: list[str] = []
+
+    async def work() -> None:
+        backend = OpenAIBackend(MODEL, base_url=url)
+        greeter = Greeter(backend)
+
+        async def one(seconds: float) -> None:
+            async with greeter:
+                events.append(f"asked as {backend.learnt.dialect}")
+                await asyncio.sleep(seconds)
+                events.append(f"read as {backend.learnt.dialect}")
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                early = [group.create_task(one(seconds)) for seconds in (0.0, 0.3)]
+                await early[0]
+                group.create_task(one(0.0))
+        finally:
+            await backend.close()
+
+    asyncio.run(work())
+    assert [event.split()[-1] for event in events] == ["unknown"] * 4 + ["vllm"] * 2
+    assert models_asked(server) == 2
+
+
+def test_what_a_greeting_learnt_is_kept_and_is_no_probe(server: Server, tmp_path: Path) -> None:
+    url = speak(server, SPEAKERS["vllm"])
+    assert kinds_met(url, 1, tmp_path) == ["vllm"]
+    again, named = (OpenAIBackend(MODEL, base_url=url, dialect=name) for name in ("", "sglang"))
+    for backend in (again, named):
+        assert recall(backend, [tmp_path / "none", tmp_path]) is None
+    assert again.learnt == Learnt(dialect="vllm", version="0.32.0")
+    assert named.learnt == Learnt(dialect="sglang")
+    assert not paid(server)
+    first = settled(url, tmp_path)
+    assert paid(server)
+    assert first.labels[CHAT] == "ids"
+    # Either is kept beside the other.
+    kinds_met(url, 1, tmp_path)
+    assert kept(tmp_path, url).learnt == first
+    other = OpenAIBackend("other", base_url=url)
+    recall(other, [tmp_path])
+    assert other.learnt == Learnt()
+
+
+def test_a_pool_with_a_member_of_no_known_kind(caplog: pytest.LogCaptureFixture) -> None:
+    kinds: dict[str, str] = {}
+
+    async def meet(url: str) -> None:
+        backend = OpenAIBackend(MODEL, base_url=url)
+        try:
+            async with Greeter(backend, kinds=kinds):
+                pass
+        finally:
+            await backend.close()
+
+    with serve() as silent, serve() as other, serve() as vllm:
+        for url in (speak(silent, Speaker()), speak(other, Speaker())):
+            asyncio.run(meet(url))
+        assert not caplog.records
+        asyncio.run(meet(speak(vllm, SPEAKERS["vllm"])))
+        first, second = [record.getMessage() for record in caplog.records]
+        assert (silent.url in first, other.url in second) == (True, True)
+        assert "dialect=" in first
 
 
 def test_members_of_a_pool_that_answer_alike(caplog: pytest.LogCaptureFixture) -> None:

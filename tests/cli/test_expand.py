@@ -135,6 +135,9 @@ def test_a_cap(llmrank: Command, served: list[object], tmp_path: Path) -> None:
         (["--queries", "missing"], 3, "missing"),
         (["--corpus", "missing"], 3, "missing"),
         (["--limit", "0"], 2, "--limit"),
+        (["--first-stage", "nonsense"], 3, "no first stage named 'nonsense'"),
+        (["--first-stage", "dense", "--method", "keywords"], 3, "first stage of bm25, not"),
+        (["--qrels", "missing"], 3, "missing"),
     ],
 )
 def test_mistakes_leave_nothing_behind(
@@ -176,3 +179,83 @@ def test_judgements_without_a_corpus_are_refused(
     )
     assert (done.code, asked(server)) == (3, 0)
     assert "--corpus" in done.err
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--first-stage", "nonsense"], "no first stage named 'nonsense'"),
+        (["--first-stage", "dense", "--method", "keywords"], "first stage of bm25, not"),
+    ],
+)
+def test_the_first_stage_counts_without_a_corpus_too(
+    llmrank: Command, collection: Path, server: Server, tmp_path: Path, given: list[str], told: str
+) -> None:
+    model = ["--model", "openai:m", "--base-url", server.url]
+    done = llmrank("expand", "--queries", collection, *model, *given, "--out", "a")
+    assert (done.code, asked(server)) == (3, 0)
+    assert told in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_queries_are_written_for_the_first_stage_that_is_named(
+    llmrank: Command, collection: Path, server: Server
+) -> None:
+    model = ["--model", "openai:m", "--base-url", server.url]
+    encoder = ["--encoder", "openai:e", "--encoder-url", server.url, "--first-stage", "dense"]
+    given = ["expand", "--queries", collection, "--limit", 2, *model, *encoder]
+    assert llmrank(*given).code == 0
+    assert server.bodies("/embeddings")
+
+
+def test_documents_are_graded(llmrank: Command, served: list[object], tmp_path: Path) -> None:
+    done = llmrank(
+        "expand", *served, "--method", "gated(query2doc(n=4, repeat=1), by=grade)", "--out", "a"
+    )
+    assert done.code == 0, done.err
+    notes = [str(record["note"]) for record in _records(tmp_path / "a")]
+    assert any("grade@5" in note for note in notes), notes
+
+
+def test_judgements_of_other_queries_cost_nothing(
+    llmrank: Command, served: list[object], server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "qrels").write_text("other 0 d1 1\n")
+    done = llmrank("expand", *served, "--qrels", "qrels", "--out", "a")
+    assert (done.code, asked(server)) == (3, 0)
+    assert "none of the queries is judged" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["qrels"]
+
+
+def test_nothing_of_an_earlier_run_stays(
+    llmrank: Command, served: list[object], collection: Path, tmp_path: Path
+) -> None:
+    def files() -> set[str]:
+        return {path.name for path in (tmp_path / "a").iterdir() if path.suffix != ".sqlite"}
+
+    common = {"expansions.jsonl", "manifest.json", "summary.json"}
+    qrels = ["--qrels", collection / "qrels" / "test.tsv"]
+    assert llmrank("expand", *served, *qrels, "--out", "a").code == 0
+    assert files() >= common | {"run.trec", "plain.trec", "effects.jsonl"}
+    assert llmrank("expand", *served, "--out", "a").code == 0
+    assert files() == common | {"run.trec"}
+    assert llmrank("expand", *served[:2], *served[4:], "--out", "a").code == 0
+    assert files() == common
+
+
+def test_feedback_needs_no_model_and_tells_what_it_added(
+    llmrank: Command, collection: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    done = llmrank(
+        *("expand", "--queries", collection, "--corpus", collection, "--method", "rm3"),
+        *("--model", "openai:gpt-4.1-mini", "--limit", 4),
+        *("--qrels", collection / "qrels" / "test.tsv", "--out", "a"),
+    )
+    assert done.code == 0, done.err
+    analyze = analyzer_named("english")
+    for row in trec.read_jsonl(tmp_path / "a" / "effects.jsonl"):
+        assert row["terms"]
+        assert not {*analyze(str(row["text"]))} & {*row["terms"]}  # type: ignore[misc]
+    for record in _records(tmp_path / "a"):
+        assert {*analyze(str(record["text"]))} <= {*record["terms"]}  # type: ignore[misc]

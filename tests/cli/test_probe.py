@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmrank import trec
+from llmrank.backends.probe import Probe
 from tests.cli.conftest import Command
 from tests.servers import (
     MODEL,
@@ -148,11 +149,29 @@ def test_a_run_greets_a_server_and_pays_for_nothing_more(
     version = next((told.get("version") for told in SPEAKERS[name].routes.values()), "")
     known = {"url": url, "kind": name, "version": "b1" if name == "llama.cpp" else version}
     assert manifest(tmp_path / "run")["servers"] == [known]
-    assert not (tmp_path / "run/probe.json").exists()
+    assert Probe.load(tmp_path / "run", url, MODEL) is None
     server.forget()
     again = llmrank(*command)
     assert (again.code, server.received) == (0, [])
     assert "4 from the journal" in again.err
+
+
+def test_a_resumed_run_asks_a_silent_server_as_before(
+    llmrank: Command, server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = speak(server, SPEAKERS["vllm"])
+    command = [*_run(tmp_path), "--base-url", url, "--out", tmp_path / "run"]
+    assert llmrank(*command).code == 0
+    told = manifest(tmp_path / "run")["servers"]
+    server.script("/models", refuses(503, "busy"))
+    assert llmrank(*command, "--passage-words", 1).code == 0
+    assert all("logprob_token_ids" in body for body in asked(server))
+    assert manifest(tmp_path / "run")["servers"] == told
+    assert not caplog.records
+    # It is no probe.
+    speak(server, SPEAKERS["vllm"])
+    assert llmrank(*command, "--probe").code == 0
+    assert Probe.load(tmp_path / "run", url, MODEL) is not None
 
 
 def test_a_resumed_run_needs_no_server(llmrank: Command, tmp_path: Path) -> None:

@@ -84,6 +84,11 @@ def test_a_file_has_the_options_and_the_command_line_goes_before_it(
         ("pipeline = 'bm25'\ncolour = 1\n", "no option 'colour'"),
         ("corpus = 'c'\n", "no pipeline"),
         ("pipeline = \n", "cannot be read"),
+        ("pipeline = 'bm25'\nlimit = true\n", "limit must be a text or a number, not True"),
+        ("pipeline = 'bm25'\nout = ['a', 'b']\n", "out must be a text or a number"),
+        ("pipeline = 'bm25'\nhedge = 1\n", "hedge must be true or false, not 1"),
+        ("pipeline = 'bm25'\nas-json = true\n", "no option 'as-json'"),
+        ("pipeline = 7\n", "no pipeline"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said(
@@ -118,3 +123,125 @@ def test_names_are_read_back(text: str) -> None:
 def test_what_cannot_be_a_pipeline(text: str) -> None:
     with pytest.raises(SpecError):
         parse_pipeline(text)
+
+
+def _file(path: Path, **options: object) -> None:
+    lines = [f"{name.replace('_', '-')} = {json.dumps(value)}\n" for name, value in options.items()]
+    path.write_text("".join(lines))
+
+
+def _model(folder: Path) -> str:
+    return str(json.loads((folder / "manifest.json").read_text())["model"])
+
+
+def test_a_file_goes_before_the_environment(
+    llmrank: Command,
+    collection: Path,
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LLMRANK_MODEL", "openai:environment")
+    monkeypatch.setenv("LLMRANK_BASE_URL", "http://127.0.0.1:9/v1")
+    data = {"corpus": str(collection), "queries": str(collection), "limit": 1}
+    _file(
+        tmp_path / "p.toml",
+        pipeline="bm25@2 >> yesno@2",
+        model="openai:file",
+        base_url=server.url,
+        **data,
+    )
+    assert llmrank("run", "p.toml", "--out", "a").code == 0
+    assert _model(tmp_path / "a").startswith("openai:file@")
+    assert llmrank("run", "p.toml", "-m", "openai:given", "--out", "b").code == 0
+    assert _model(tmp_path / "b").startswith("openai:given@")
+    _file(tmp_path / "q.toml", pipeline="bm25@2 >> yesno@2", base_url=server.url, **data)
+    assert llmrank("run", "q.toml", "--out", "c").code == 0
+    assert _model(tmp_path / "c").startswith("openai:environment@")
+
+
+def test_options_in_a_file_are_as_on_the_command_line(
+    llmrank: Command, collection: Path, server: Server, tmp_path: Path
+) -> None:
+    options: dict[str, object] = {
+        "pipeline": "bm25@2 >> query2doc >> yesno@2",
+        "corpus": str(collection),
+        "queries": str(collection),
+        "model": "openai:m",
+        "base_url": server.url,
+        "limit": 1,
+        "probe": False,
+        "max_failures": 0,
+    }
+    _file(tmp_path / "p.toml", **options, json=True, prompt="grade=yesno", out="a")
+    done = llmrank("run", "p.toml")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["queries"] == 1
+    _file(tmp_path / "q.toml", **options, prompt=["query2doc=query2doc", "grade=yesno"])
+    assert llmrank("run", "q.toml").code == 0
+    _file(tmp_path / "r.toml", **options, prompt="grade=missing.toml")
+    assert llmrank("run", "r.toml").code == 3
+    assert llmrank("run", "r.toml", "--prompt", "grade=yesno").code == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["dense >> rm3"], "rm3 is for a first stage of bm25, not for dense"),
+        (["bm25 >> vector_prf"], "vector_prf is for a first stage of dense, not for bm25"),
+        (["bm25 >> yesno@4", "--prompt", "grade=query2doc"], "query2doc"),
+        (["bm25 >> yesno@4", "--prompt", "hyde=hyde"], "would not be used"),
+        (["bm25 >> query2doc >> yesno@4", "--prompt", "hyde=hyde"], "would not be used"),
+    ],
+)
+def test_mistakes_are_told_before_an_index_is_built(
+    llmrank: Command,
+    served: list[object],
+    server: Server,
+    tmp_path: Path,
+    given: list[str],
+    told: str,
+) -> None:
+    encoder = ["--encoder", "openai:e", "--encoder-url", server.url]
+    done = llmrank("run", *given, *served, *encoder, "--index", "ix", "--out", "a")
+    assert (done.code, asked(server)) == (3, 0)
+    assert told in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_reranker_s_prompt_beside_an_augmentation(
+    llmrank: Command, served: list[object]
+) -> None:
+    done = llmrank("run", PIPELINE, *served, "--prompt", "grade=yesno", "--out", "a")
+    assert done.code == 0, done.err
+
+
+def test_an_index_of_another_encoder_is_refused(
+    llmrank: Command, served: list[object], server: Server, tmp_path: Path
+) -> None:
+    given = ["run", "dense@5", *served, "--encoder-url", server.url, "--index", "ix"]
+    assert llmrank(*given, "--encoder", "openai:A", "--out", "a").code == 0
+    before = asked(server)
+    done = llmrank(*given, "--encoder", "openai:B", "--out", "b")
+    assert (done.code, asked(server)) == (3, before)
+    assert "openai:A@" in done.err
+    assert not (tmp_path / "b").exists()
+
+
+def test_nothing_of_an_earlier_run_stays(
+    llmrank: Command, served: list[object], tmp_path: Path
+) -> None:
+    assert llmrank("run", PIPELINE, *served, "--out", "a").code == 0
+    assert (tmp_path / "a" / "expansions.jsonl").exists()
+    assert llmrank("run", "bm25@8", *served, "--out", "a").code == 0
+    assert not (tmp_path / "a" / "expansions.jsonl").exists()
+
+
+def test_what_asks_nothing_needs_no_model(
+    llmrank: Command, collection: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    data = ["--queries", collection, "--corpus", collection, "--limit", 2]
+    done = llmrank("run", "bm25@8 >> rm3", *data, "--model", "openai:gpt-4.1-mini", "--out", "a")
+    assert done.code == 0, done.err
+    assert "by no model" in done.err

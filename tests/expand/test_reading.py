@@ -137,3 +137,11 @@ def test_a_text_of_one_thing_takes_no_time(filler: str) -> None:
         listed(text)
         prose(text)
     assert time.perf_counter() - started < 2
+
+
+def test_what_cannot_be_sent_is_left_out() -> None:
+    text = '["\\ud800 foo", "how gluten works", "\\ud83c\\udf5e leavening"]'
+    assert listed(text) == ["how gluten works", "🍞 leavening"]
+    assert listed("1. \ud800 foo\n2. bread") == ["bread"]
+    found, _ = rewrites([answer(text)], QUERY, 3)
+    assert found == ("how gluten works", "🍞 leavening")

@@ -229,6 +229,23 @@ class TestGrowing:
         assert len(again) % 4 == 3
         self.same(tmp_path / "i")
 
+    @pytest.mark.parametrize("line", [0, 1, 2, 3])
+    @pytest.mark.parametrize(
+        "damage",
+        [b"\0\0", b"[]", b"7", b"{}", b'[4, "x", 1]', b'["4", "x"]', b"\xff", b'[0, "x"]'],
+    )
+    def test_a_damaged_line_and_all_behind_it_count_nothing(
+        self, tmp_path: Path, line: int, damage: bytes
+    ) -> None:
+        self.end_after(tmp_path / "i", 12)
+        path = tmp_path / "i.part" / "progress.jsonl"
+        lines = path.read_bytes().splitlines()
+        lines[line] = damage
+        path.write_bytes(b"".join(one + b"\n" for one in lines))
+        kept = 4 * max(0, line - 1)
+        assert self.build(tmp_path / "i", self.documents()) == list(self.texts[kept:])
+        self.same(tmp_path / "i")
+
     def test_vectors_without_a_mark_are_written_again(self, tmp_path: Path) -> None:
         self.end_after(tmp_path / "i", 12)
         with (tmp_path / "i.part" / "vectors.npy").open("ab") as file:

@@ -49,6 +49,8 @@ def test_without_queries_it_is_not_asked() -> None:
         ([["a"], []], r"query 'q1': .* 'a' where \(id, score\)"),
         ([[("a", "much")], []], r"query 'q1': .* where \(id, score\)"),
         ([[("a", 1.0, 2)], []], r"query 'q1': .* where \(id, score\)"),
+        (None, "the engine gave None where a list was due"),
+        ([[], None], "query 'dogs': the engine gave None where a list was due"),
     ],
 )
 def test_what_is_wrong_is_named(given: Any, told: str) -> None:  # noqa: ANN401
