@@ -19,8 +19,8 @@ from llmrank.api.runs import Progress, Result, fingerprint, summary, versions
 from llmrank.api.session import Session
 from llmrank.errors import InputError, SpecError
 from llmrank.expand import Expander, Expansion, Kind, plain
-from llmrank.plan import Embed, Need, Plan
-from llmrank.rerank import Ranker
+from llmrank.plan import Embed, Need, Plan, staged
+from llmrank.rerank import Method, Ranker
 from llmrank.store import RunFolder
 from llmrank.types import Candidate, Ordering, Query, Tally
 
@@ -67,7 +67,7 @@ class Pipeline:
         """Everything for one query."""
         first = Indexed(retriever, self.depth)
         if self.expander is not None:
-            expansion = yield from self.expander.plan(query, first)
+            expansion = yield from staged(self.expander.plan(query, first), str(self.expander))
         else:
             expansion = yield from plain(query, first, note="")
         hits = first.search(expansion, self.depth)
@@ -75,7 +75,10 @@ class Pipeline:
             settled = Ordering(tuple(range(len(hits))), (None,) * len(hits))
             return Found(expansion, hits, settled)
         candidates = [Candidate(first.document(name), score) for name, score in hits]
-        return Found(expansion, hits, (yield from self.method.plan(query, candidates)))
+        ranking = self.method.plan(query, candidates)
+        if isinstance(self.method, Method):  # the stages of a cascade are marked already
+            ranking = staged(ranking, str(self.method))
+        return Found(expansion, hits, (yield from ranking))
 
 
 class Found(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import llmrank.spec as spec
 from llmrank.errors import SpecError
-from llmrank.expand.base import Expansion, FirstStage, Kind, Scored, View, plain
+from llmrank.expand.base import Expansion, FirstStage, Kind, NeedsIndex, Scored, View, plain
 from llmrank.expand.feedback import rerank_feedback, rm3, rocchio, vector_prf, vector_rocchio
 from llmrank.expand.gate import gated
 from llmrank.expand.generative import (
@@ -36,6 +36,7 @@ __all__ = [
     "Family",
     "FirstStage",
     "Kind",
+    "NeedsIndex",
     "NoIndex",
     "Scored",
     "View",
@@ -161,10 +162,6 @@ class Expander:
         return self.family.plan(query, first, **inner, **self.parameters)
 
 
-class NeedsIndex(SpecError):
-    """An augmentation takes feedback from an index, and there is none."""
-
-
 class NoIndex:
     """The place of a first stage where nothing is searched: queries are only written."""
 
@@ -198,7 +195,7 @@ class NoIndex:
         self._none()
 
     def _none(self) -> NoReturn:
-        raise NeedsIndex("this augmentation needs documents to search: give a corpus (--corpus)")
+        raise NeedsIndex
 
 
 def _family(name: str) -> Family:

@@ -14,6 +14,13 @@ Kind = Literal["bm25", "dense"]
 Scored = tuple[str, float]
 
 
+class NeedsIndex(SpecError):
+    """An augmentation takes feedback from an index, and there is none."""
+
+    def __init__(self) -> None:
+        super().__init__("this augmentation needs documents to search: give a corpus (--corpus)")
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """One search.

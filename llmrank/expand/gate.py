@@ -8,7 +8,7 @@ from dataclasses import replace
 from statistics import fmean, pstdev
 
 from llmrank.errors import SpecError
-from llmrank.expand.base import Expansion, FirstStage, plain
+from llmrank.expand.base import Expansion, FirstStage, NeedsIndex, plain
 from llmrank.plan import Grade, Plan, ask_all, together
 from llmrank.types import Query
 
@@ -51,6 +51,8 @@ def gated(
     k = k or _DEPTHS[by]
     if by == "scores":
         return (yield from _by_scores(query, first, inner, k, (above, below)))
+    if not first.size:
+        raise NeedsIndex
     base, found = yield from together([plain(query, first, note=""), inner(query, first)])
     if not found.expanded:
         return found

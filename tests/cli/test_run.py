@@ -29,6 +29,8 @@ def test_one_line_is_one_run(
     summary = json.loads(done.out)
     assert (summary["queries"], summary["requests"]) == (3, asked(server))
     assert summary["requests"] == 3 * (2 + 4)
+    stages = {name: stage["asks"] for name, stage in summary["stages"].items()}
+    assert stages == {"query2doc(n=2, repeat=5)": 6, "yesno@4": 12}
     folder = tmp_path / "a"
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["pipeline"] == str(parse_pipeline(PIPELINE))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llmrank import expand
 from llmrank.errors import SpecError
-from llmrank.expand import Expander, Expansion, Kind, NoIndex
+from llmrank.expand import Expander, Expansion, Kind, NeedsIndex, NoIndex
 from llmrank.expand.gate import nqc
 from llmrank.plan import Answer, Ask, Drive, Grade, Grades, Need, Write, Written, drive
 from llmrank.types import Query, Status
@@ -167,3 +167,9 @@ def test_fused_scores_are_no_gate() -> None:
 def test_what_cannot_be_read(text: str) -> None:
     with pytest.raises(SpecError):
         expand.parse(text)
+
+
+def test_without_an_index_nothing_is_asked() -> None:
+    plan = expand.parse("gated(query2doc, by=overlap)").plan(Query("q", "dough"), NoIndex("bm25"))
+    with pytest.raises(NeedsIndex, match="--corpus"):
+        next(plan)
