@@ -359,7 +359,9 @@ def run():
     work = collect(Cached(backend, Journal(folder / "journal.sqlite")), plans(topics))
     done = asyncio.run(work)
     results = {key: result for key, (result, _) in sorted(done.items())}
-    (folder / "done").write_text(json.dumps(results))
+    # Whole or not at all, as this process may be killed here too.
+    (folder / "draft").write_text(json.dumps(results))
+    (folder / "draft").replace(folder / "done")
 
 
 def plans(topics):
