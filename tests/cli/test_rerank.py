@@ -40,7 +40,9 @@ def served(data: Data, server: Server) -> Data:
 
 
 def _visible(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir() if "sqlite-" not in path.name}
+    """The files but for the journal's own and the hidden drafts of a process that was killed."""
+    names = {path.name for path in folder.iterdir()}
+    return {name for name in names if "sqlite-" not in name and not name.startswith(".")}
 
 
 def _summary(folder: Path) -> dict[str, object]:
