@@ -9,7 +9,7 @@ import llmrank.evaluate as measures
 from llmrank.evaluate import Comparison, Qrels, Run
 from llmrank.expand import Expansion
 
-MEASURE = "nDCG@10"
+MEASURE = measures.MEASURES[0]
 
 
 @dataclass(frozen=True, slots=True)

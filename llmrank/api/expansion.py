@@ -14,7 +14,7 @@ from llmrank.api.retriever import Retriever
 from llmrank.api.runs import Progress, fingerprint, summary, versions
 from llmrank.api.session import Session
 from llmrank.errors import InputError, SpecError
-from llmrank.evaluate import Qrels
+from llmrank.evaluate import Qrels, Run
 from llmrank.expand import Expander, Expansion, FirstStage, Kind, NoIndex
 from llmrank.plan import Embed, Need, Write
 from llmrank.store import RunFolder
@@ -48,13 +48,21 @@ def expand(
         if progress is not None:
             progress(len(done), total)
 
-    # Read here, as what makes the queries may itself wait for the loop that the plans run on.
+    asked = with_texts(queries)
+    session.run_sync(((i, expander.plan(q, first)) for i, q in enumerate(asked)), finished)
+    return [done[i] for i in range(len(done))], total
+
+
+def with_texts(queries: Iterable[Query]) -> list[Query]:
+    """The queries as a list; `InputError` where one has no text.
+
+    They are read before the plans run: what makes them may itself wait for the loop of these.
+    """
     asked = list(queries)
     for query in asked:
         if not query.text.strip():
             raise InputError(f"query {query.id!r} has no text")
-    session.run_sync(((i, expander.plan(q, first)) for i, q in enumerate(asked)), finished)
-    return [done[i] for i in range(len(done))], total
+    return asked
 
 
 def check(session: Session, first: FirstStage, needs: Collection[Need], *, texts: bool) -> None:
@@ -105,7 +113,7 @@ def expand_run(
     """
     check_judged(queries, qrels, searched=retriever is not None)
     started = time.time()
-    first = Indexed(retriever, k) if retriever is not None else _unsearched(expander, first_stage)
+    first = retriever.indexed(k) if retriever is not None else _unsearched(expander, first_stage)
     folder.check("expansion")
     expansions, tally = expand(session, expander, queries, first, progress=progress)
     trec.write_jsonl(folder.path / "expansions.jsonl", map(record, expansions))
@@ -113,15 +121,12 @@ def expand_run(
     for name, source_of in ((folder.run.name, retriever), (PLAIN, qrels), (EFFECTS, qrels)):
         if source_of is None:
             (folder.path / name).unlink(missing_ok=True)
-    if retriever is not None:
-        groups = (
-            (e.query.id, [(c.document.id, c.score) for c in retriever.search_expanded(e, k)])
-            for e in expansions
-        )
-        trec.write_run(folder.run, groups, tag=str(expander).replace(" ", ""))
     effect = {}
-    if retriever is not None and qrels is not None:
-        effect = _effects(folder, expansions, retriever, k, qrels)
+    if isinstance(first, Indexed):
+        found = {e.query.id: first.search(e, k) for e in expansions}
+        trec.write_run(folder.run, found.items(), tag=str(expander).replace(" ", ""))
+        if retriever is not None and qrels is not None:
+            effect = _effects(folder, expansions, found, retriever, first, qrels)
     manifest = {
         "expansion": str(expander),
         **session.describe(),
@@ -154,19 +159,22 @@ def _unsearched(expander: Expander, first_stage: str | None) -> NoIndex:
 
 
 def _effects(
-    folder: RunFolder, expansions: Sequence[Expansion], retriever: Retriever, k: int, qrels: Qrels
+    folder: RunFolder,
+    expansions: Sequence[Expansion],
+    augmented: Run,
+    retriever: Retriever,
+    first: Indexed,
+    qrels: Qrels,
 ) -> dict[str, object]:
     """Write what the augmentation did to the judged queries; the comparison for the summary."""
     queries = [expansion.query for expansion in expansions]
-    hits = retriever.search_many(queries, k)
+    hits = retriever.search_many(queries, first.depth)
     plain = {
         query.id: [(one.document.id, one.score) for one in found]
         for query, found in zip(queries, hits, strict=True)
     }
     trec.write_run(folder.path / PLAIN, plain.items(), tag=retriever.first_stage)
-    augmented = dict(trec.read_run(folder.run))
-    analyze = Indexed(retriever, k).analyze
-    rows, compared = effects(expansions, plain, augmented, qrels, analyze)
+    rows, compared = effects(expansions, plain, augmented, qrels, first.analyze)
     trec.write_jsonl(folder.path / EFFECTS, (row.record() for row in rows))
     return {"effect": {"measure": MEASURE, **asdict(compared)}}
 

@@ -1,22 +1,23 @@
-"""A retriever as what augmentations search with and take feedback from."""
+"""The indexes of a retriever, as augmentations search them and take feedback from them."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 
 from llmrank.errors import InputError
 from llmrank.expand import Expansion, Kind, Scored, View
 from llmrank.plan import Vectors
-from llmrank.retrieve import ANALYZERS, BM25Index, DenseIndex, reciprocal_rank
+from llmrank.retrieve import ANALYZERS, BM25Index, DenseIndex, Fusion, hybrid, reciprocal_rank
 from llmrank.types import Document
 
-if TYPE_CHECKING:
-    from llmrank.api.retriever import Retriever
+Parts = tuple[list[Scored], list[Scored]]
+"""What BM25 and dense search found for one query."""
 
+GIVE_TEXTS = "give the documents as a list, not an index alone"
 
 SEARCHES: Mapping[str, frozenset[Kind]] = {
     "bm25": frozenset({"bm25"}),
@@ -34,20 +35,26 @@ def searched_by(first_stage: str) -> frozenset[Kind]:
     return SEARCHES[first_stage]
 
 
+@dataclass(frozen=True, slots=True)
 class Indexed:
-    """The indexes of a retriever; `depth` is how many documents are wanted in the end.
+    """Indexes of a corpus, either of which may be absent, and the texts that are known.
 
-    Views are fused as an expansion says, but the plain pair of a BM25 and a dense view as the
-    retriever fuses the two, so that an expansion is compared with nothing but its own query.
+    `depth` is how many documents are wanted in the end. Views are fused as an expansion says, but
+    the plain pair of a BM25 and a dense view by `fusion`, so that an expansion is compared with
+    nothing but its own query.
     """
 
-    def __init__(self, retriever: Retriever, depth: int) -> None:
-        self._retriever, self.depth = retriever, depth
+    bm25: BM25Index | None
+    dense: DenseIndex | None
+    texts: Mapping[str, Document]
+    fusion: Fusion
+    dense_weight: float | None
+    depth: int
 
     @property
     def kinds(self) -> frozenset[Kind]:
         """What it searches by."""
-        found: dict[Kind, object] = {"bm25": self._retriever.bm25, "dense": self._retriever.dense}
+        found: dict[Kind, object] = {"bm25": self.bm25, "dense": self.dense}
         return frozenset(kind for kind, index in found.items() if index is not None)
 
     @property
@@ -62,20 +69,20 @@ class Indexed:
         """
         if "dense" in self.kinds:
             check_encoder(self._dense, encoder)
-        if texts:
-            self._retriever.check_texts()
+        if texts and not self.texts:
+            raise InputError("the texts of the documents are not known here", remedy=GIVE_TEXTS)
 
     @property
     def _bm25(self) -> BM25Index:
-        if self._retriever.bm25 is None:
+        if self.bm25 is None:
             raise InputError("this augmentation needs a BM25 index", remedy="--first-stage bm25")
-        return self._retriever.bm25
+        return self.bm25
 
     @property
     def _dense(self) -> DenseIndex:
-        if self._retriever.dense is None:
+        if self.dense is None:
             raise InputError("this augmentation needs vectors", remedy="--first-stage dense")
-        return self._retriever.dense
+        return self.dense
 
     def search(self, expansion: Expansion, k: int) -> list[Scored]:
         """Ids and scores of the k best documents, score falling, then id falling."""
@@ -92,11 +99,26 @@ class Indexed:
         return reciprocal_rank(rankings, k=expansion.constant, weights=weights)[:k]
 
     def _paired(self, words: View, meaning: View, k: int) -> list[Scored]:
-        """One BM25 search and one dense search, fused as the retriever does it."""
+        """One BM25 search and one dense search, fused as those of a plain query."""
         found = self._viewed(words, k), self._viewed(meaning, k)
         vector = np.asarray(meaning.vector, dtype=np.float32)[0]
-        parts = self._retriever.completed(found, self._weights(words), vector)
-        return self._retriever.fuse(parts, k, self._retriever.dense_weight)
+        return self.fuse(self.completed(found, self._weights(words), vector), k)
+
+    def completed(self, parts: Parts, words: str | Mapping[str, float], vector: Vectors) -> Parts:
+        """What both searches found for a query, as `fuse` takes it.
+
+        For the fusion `product` that is both scores of each document of either list.
+        """
+        if self.fusion != "product":
+            return parts
+        both = list(dict.fromkeys(name for part in parts for name, _ in part))
+        scores = self._bm25.score(words, both), self._dense.score(vector, both)
+        lexical, dense = (list(zip(both, one, strict=True)) for one in scores)
+        return lexical, dense
+
+    def fuse(self, parts: Parts, k: int) -> list[Scored]:
+        """The k best of what both searches found."""
+        return hybrid(self.fusion, *parts, dense_weight=self.dense_weight)[:k]
 
     def _viewed(self, view: View, k: int) -> list[Scored]:
         if view.vector is None:
@@ -128,8 +150,11 @@ class Indexed:
         return self._dense.of(ids)
 
     def document(self, document_id: str) -> Document:
-        """A document with its text; `InputError` where the index knows no texts."""
-        return self._retriever.document(document_id)
+        """A document with its text; `InputError` where it is not known."""
+        if document_id not in self.texts:
+            told = f"the text of document {document_id!r} is not known here"
+            raise InputError(told, remedy=GIVE_TEXTS)
+        return self.texts[document_id]
 
 
 def check_encoder(index: DenseIndex, encoder: str) -> None:

@@ -12,12 +12,12 @@ import llmrank.expand as augmentations
 import llmrank.rerank as methods
 import llmrank.spec as spec
 import llmrank.trec as trec
-from llmrank.api.expansion import check, needs_of, record, shows_texts
-from llmrank.api.first_stage import SEARCHES, Indexed, searched_by
+from llmrank.api.expansion import check, needs_of, record, shows_texts, with_texts
+from llmrank.api.first_stage import SEARCHES, searched_by
 from llmrank.api.retriever import Retriever
 from llmrank.api.runs import Progress, Result, fingerprint, summary, versions
 from llmrank.api.session import Session
-from llmrank.errors import InputError, SpecError
+from llmrank.errors import SpecError
 from llmrank.expand import Expander, Expansion, Kind, plain
 from llmrank.plan import Embed, Need, Plan, staged
 from llmrank.rerank import Method, Ranker
@@ -65,7 +65,7 @@ class Pipeline:
 
     def plan(self, query: Query, retriever: Retriever) -> Plan[Found]:
         """Everything for one query."""
-        first = Indexed(retriever, self.depth)
+        first = retriever.indexed(self.depth)
         if self.expander is not None:
             expansion = yield from staged(self.expander.plan(query, first), str(self.expander))
         else:
@@ -128,10 +128,7 @@ def run(
     started = time.time()
     _check(session, pipeline, retriever)
     folder.check("pipeline")
-    asked = list(queries)
-    for query in asked:
-        if not query.text.strip():
-            raise InputError(f"query {query.id!r} has no text")
+    asked = with_texts(queries)
     found: dict[str, Found] = {}
     result = Result()
 
@@ -165,7 +162,7 @@ def run(
 
 def _check(session: Session, pipeline: Pipeline, retriever: Retriever) -> None:
     """Raise unless the retriever is what the pipeline names, and its models can answer."""
-    first = Indexed(retriever, pipeline.depth)
+    first = retriever.indexed(pipeline.depth)
     if first.kinds != pipeline.kinds:
         given = retriever.first_stage if first.kinds else "an engine"
         raise SpecError(f"the pipeline is for {pipeline.first_stage}, the retriever is {given}")

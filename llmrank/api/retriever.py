@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from llmrank.api.closing import Closing, Lifeline
-from llmrank.api.first_stage import Indexed, check_encoder, searched_by
+from llmrank.api.first_stage import Indexed, Parts, check_encoder, searched_by
 from llmrank.api.reranker import Passage, candidate, candidates
 from llmrank.api.session import Settings, patient
 from llmrank.backends import connect_encoder
@@ -36,13 +36,10 @@ from llmrank.types import Candidate, Document, Query
 
 FirstStage = Literal["bm25", "dense", "hybrid"]
 Scored = tuple[str, float]
-Parts = tuple[list[Scored], list[Scored]]
-"""What BM25 and dense search found for one query."""
 
 EMBED_BATCH = 64
 KINDS = ("bm25", "dense")
 CORPUS = "corpus.json"
-GIVE_TEXTS = "give the documents as a list, not an index alone"
 
 Index = TypeVar("Index", BM25Index, DenseIndex)
 
@@ -143,19 +140,8 @@ class Retriever(Closing):
         vectors, dense = self._dense_parts(texts, k)
         lexical = [self.bm25.search(text, k) for text in texts]
         found = zip(lexical, dense, strict=True)
-        return [self.completed(*one) for one in zip(found, texts, vectors, strict=True)]
-
-    def completed(self, parts: Parts, words: str | Mapping[str, float], vector: Vectors) -> Parts:
-        """What both searches found for a query, as `fuse` takes it.
-
-        For the fusion `product` that is both scores of each document of either list.
-        """
-        if self.fusion != "product" or self.bm25 is None or self.dense is None:
-            return parts
-        both = list(dict.fromkeys(name for part in parts for name, _ in part))
-        scores = self.bm25.score(words, both), self.dense.score(vector, both)
-        lexical, dense = (list(zip(both, one, strict=True)) for one in scores)
-        return lexical, dense
+        complete = self.indexed(k).completed
+        return [complete(*one) for one in zip(found, texts, vectors, strict=True)]
 
     def fuse(self, parts: Parts, k: int, dense_weight: float | None = None) -> list[Scored]:
         """The k best of what `parts` gave for a query."""
@@ -167,19 +153,12 @@ class Retriever(Closing):
 
     def search_expanded(self, expansion: Expansion, k: int = 100) -> list[Candidate]:
         """Search with what an augmentation made of a query."""
-        return self._candidates(Indexed(self, k).search(expansion, k))
+        return self._candidates(self.indexed(k).search(expansion, k))
 
-    def check_texts(self) -> None:
-        """`InputError` where the texts of the documents are not known."""
-        if not self._texts:
-            raise InputError("the texts of the documents are not known here", remedy=GIVE_TEXTS)
-
-    def document(self, document_id: str) -> Document:
-        """A document with its text; `InputError` where the texts are not known."""
-        if document_id not in self._texts:
-            told = f"the text of document {document_id!r} is not known here"
-            raise InputError(told, remedy=GIVE_TEXTS)
-        return self._texts[document_id]
+    def indexed(self, depth: int) -> Indexed:
+        """The indexes, as augmentations search them where so many documents are wanted."""
+        settings = self.fusion, self.dense_weight, depth
+        return Indexed(self.bm25, self.dense, self._texts, *settings)
 
     def embed(self, texts: Sequence[str], role: str) -> Vectors:
         """Vectors of texts: float32, shape (len(texts), dimensions)."""

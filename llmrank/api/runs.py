@@ -224,9 +224,6 @@ def manifest(session: Session, asked: Mapping[str, object], source: RunInput) ->
     return {
         **asked,
         **session.describe(),
-        "passage_words": session.settings.passage_words,
-        "passage_tokens": session.settings.passage_tokens,
-        "truncation": session.settings.truncation,
         "data": data,
         "limit": source.limit,
         "versions": versions(),

@@ -246,8 +246,10 @@ class Session(Closing):
         )
 
     def describe(self) -> dict[str, object]:
-        """What a manifest says of the model, as named and as the server reports it."""
+        """What a manifest says of the model, as named and as reported, and of how it is asked."""
+        limits = ("passage_words", "passage_tokens", "truncation", "thinking")
         described: dict[str, object] = {
+            **{name: getattr(self.settings, name) for name in limits},
             "model": self.model.identity,
             "reported": sorted(self.meter.models),
             "tokens": self.model.tokenizer.counting,

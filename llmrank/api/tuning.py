@@ -7,14 +7,15 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from llmrank.api.retriever import Parts, Retriever, Scored
+from llmrank.api.first_stage import Parts
+from llmrank.api.retriever import Retriever, Scored
 from llmrank.errors import InputError
-from llmrank.evaluate import Qrels, measure
+from llmrank.evaluate import MEASURES, Qrels, measure
 from llmrank.types import Query
 
 GRID = tuple(tenth / 10 for tenth in range(11))
 FOLDS = 5
-MEASURE = "nDCG@10"
+MEASURE = MEASURES[0]
 
 
 class Tuned(NamedTuple):

@@ -5,10 +5,14 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import llmrank.cli.options as o
 import llmrank.cli.screen as screen
 from llmrank.cli.rerank import UNNAMED
+
+if TYPE_CHECKING:
+    from llmrank.api import Estimate
 
 
 @o.with_model()
@@ -17,7 +21,6 @@ def estimate(
     corpus: o.Corpus,
     queries: o.Queries,
     settings: o.Settings,
-    max_failures: float,
     method: o.Method = None,
     limit: o.Limit = None,
     out: o.Out = None,
@@ -49,32 +52,30 @@ def estimate(
     if as_json:
         screen.show({"method": str(chosen), **asdict(found)})
         return
-    # The fewest are those of a model that confirms the first-stage order.
+    screen.table(["", ""], [["method", str(chosen)], *_rows(found, settings)])
+
+
+def _rows(found: Estimate, settings: o.Settings) -> list[list[str]]:
+    # The fewest calls are those of a model that confirms the first-stage order.
     more = f" to {found.calls_at_most:,}" if found.calls_at_most > found.calls else ""
-    screen.table(
-        ["", ""],
+    priced = settings.caps.prompt_price or settings.caps.completion_price
+    rows = [
+        ["model", found.model],
+        ["queries", f"{found.queries:,}"],
+        ["calls", f"{found.calls:,}{more}"],
+        ["answers known", f"{found.known:,}"],
+        ["rounds, longest query", f"{found.rounds:,}"],
+        ["prompt tokens", f"{found.usage.prompt_tokens:,}"],
+        ["  counted by", found.counting],
+        ["completion tokens, at most", f"{found.usage.completion_tokens:,}"],
         [
-            ["method", str(chosen)],
-            ["model", found.model],
-            ["queries", f"{found.queries:,}"],
-            ["calls", f"{found.calls:,}{more}"],
-            ["answers known", f"{found.known:,}"],
-            ["rounds, longest query", f"{found.rounds:,}"],
-            ["prompt tokens", f"{found.usage.prompt_tokens:,}"],
-            ["  counted by", found.counting],
-            ["completion tokens, at most", f"{found.usage.completion_tokens:,}"],
-            [
-                "cost, with replies at their limit",
-                f"{found.cost:.4f}"
-                if settings.caps.prompt_price or settings.caps.completion_price
-                else "give --prices IN,OUT",
-            ],
-            ["passages cut", f"{found.passages_cut:,}"],
-            ["prompts that cannot fit", f"{found.too_long:,}"],
-            *(
-                [["minutes, at least, by --rpm and --tpm", f"{found.seconds_at_least / 60:,.0f}"]]
-                if settings.rpm or settings.tpm
-                else []
-            ),
+            "cost, with replies at their limit",
+            f"{found.cost:.4f}" if priced else "give --prices IN,OUT",
         ],
-    )
+        ["passages cut", f"{found.passages_cut:,}"],
+        ["prompts that cannot fit", f"{found.too_long:,}"],
+    ]
+    if settings.rpm or settings.tpm:
+        least = f"{found.seconds_at_least / 60:,.0f}"
+        rows.append(["minutes, at least, by --rpm and --tpm", least])
+    return rows

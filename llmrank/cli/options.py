@@ -209,8 +209,8 @@ _EMBEDDING: Mapping[str, tuple[object, object]] = {
 def with_model(*, embeds: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of a model and the caps, as one `settings` argument.
 
-    It gets `max_failures` beside them; one that `embeds` also has the options of an embedding
-    model.
+    One that takes `max_failures` gets it beside them; one that `embeds` also has the options of an
+    embedding model.
     """
     shared = {**_SHARED, **(_EMBEDDING if embeds else {})}
 
@@ -226,7 +226,9 @@ def with_model(*, embeds: bool = False) -> Callable[[Callable[..., None]], Calla
         @functools.wraps(command)
         def run(**given: Any) -> None:  # noqa: ANN401 - typer has checked every option
             chosen = {name: given.pop(name) for name in shared}
-            given["max_failures"] = chosen.pop("max_failures")
+            limit = chosen.pop("max_failures")
+            if "max_failures" in own:
+                given["max_failures"] = limit
             command(settings=settings(**chosen), **given)
 
         run.__dict__["__signature__"] = inspect.Signature(parameters)

@@ -8,7 +8,6 @@ import pytest
 from aiohttp import web
 
 from llmrank import Document, Query, Retriever
-from llmrank.api.first_stage import Indexed
 from llmrank.errors import InputError
 from llmrank.expand import Expansion, View
 from llmrank.plan import Vectors
@@ -64,11 +63,11 @@ def test_a_plain_query_finds_what_the_retriever_finds(url: str, given: dict[str,
     with hybrid(url, **given) as retriever:
         for text in ("wild yeast", "moon bread", "cables"):
             expected = [(c.document.id, c.score) for c in retriever.search(text, 3)]
-            assert Indexed(retriever, 3).search(plain(text), 3) == expected
+            assert retriever.indexed(3).search(plain(text), 3) == expected
 
 
 def test_other_views_are_fused_by_rank_as_the_expansion_says() -> None:
-    first = Indexed(Retriever(DOCUMENTS), 10)
+    first = Retriever(DOCUMENTS).indexed(10)
     views = (View((("bread", 1.0),)), View(terms={"yeast": 1.0}, weight=3.0))
     found = dict(first.search(Expansion(QUERY, views, constant=1), 9))
     # bread: a before c, as it is shorter; yeast: c before a.
@@ -80,11 +79,11 @@ def test_texts_and_terms_of_a_view_add_up() -> None:
     assert retriever.bm25 is not None
     view = View((("wild yeast", 2.0), ("yeast", 0.5)), {"yeast": 1.0, "bread": 0.25})
     expected = retriever.bm25.search({"wild": 2, "yeast": 3.5, "bread": 0.25}, 9)
-    assert Indexed(retriever, 9).search(Expansion(QUERY, (view,)), 9) == expected
+    assert retriever.indexed(9).search(Expansion(QUERY, (view,)), 9) == expected
 
 
 def test_a_ranking_is_taken_as_it_is() -> None:
-    first = Indexed(Retriever(DOCUMENTS), 10)
+    first = Retriever(DOCUMENTS).indexed(10)
     ranking = (("d", 2.0), ("a", 1.0), ("b", 0.5))
     found = first.search(Expansion(QUERY, (View((("moon", 1.0),)),), ranking=ranking), 2)
     assert found == [("d", 2.0), ("a", 1.0)]
@@ -92,7 +91,7 @@ def test_a_ranking_is_taken_as_it_is() -> None:
 
 
 def test_what_feedback_takes(url: str) -> None:
-    first = Indexed(Retriever(DOCUMENTS), 7)
+    first = Retriever(DOCUMENTS).indexed(7)
     assert (first.kinds, first.size, first.depth) == (frozenset({"bm25"}), 4, 7)
     assert first.analyze("Wild yeasts") == ["wild", "yeast"]
     assert (first.frequency("yeast"), first.frequency("the")) == (2, 0)
@@ -103,7 +102,7 @@ def test_what_feedback_takes(url: str) -> None:
     with pytest.raises(InputError, match="'z'"):
         first.counts("z")
     with hybrid(url) as retriever:
-        both = Indexed(retriever, 7)
+        both = retriever.indexed(7)
         assert both.kinds == {"bm25", "dense"}
         expected = [vector(DOCUMENTS[i].contents) for i in (2, 0)]
         np.testing.assert_allclose(both.vectors(["c", "a"]), expected, rtol=1e-6)

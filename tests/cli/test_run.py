@@ -47,6 +47,18 @@ def test_one_line_is_one_run(
     }
 
 
+def test_the_manifest_says_how_the_model_was_asked(
+    llmrank: Command, served: list[object], tmp_path: Path
+) -> None:
+    limits = ["--passage-words", 20, "--truncation", "tail", "--thinking", 50]
+    assert llmrank("run", PIPELINE, *served, *limits, "--out", "a").code == 0
+    assert llmrank("expand", *served, *limits, "--out", "b").code == 0
+    for name in "ab":
+        manifest = json.loads((tmp_path / name / "manifest.json").read_text())
+        told = [manifest[limit] for limit in ("passage_words", "truncation", "thinking")]
+        assert told == [20, "tail", 50]
+
+
 def test_its_parts_give_the_same(
     llmrank: Command, served: list[object], server: Server, tmp_path: Path
 ) -> None:

@@ -71,7 +71,7 @@ class Tasks:
 def lexical(texts: Mapping[str, str], depth: int = 10) -> Indexed:
     """A BM25 index of documents."""
     documents = [Document(name, text) for name, text in texts.items()]
-    return Indexed(Retriever(documents), depth)
+    return Retriever(documents).indexed(depth)
 
 
 class Vectored:

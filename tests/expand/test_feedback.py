@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank import Retriever, expand, trec
-from llmrank.api.first_stage import Indexed
 from llmrank.errors import SpecError
 from llmrank.expand import Expansion, FirstStage
 from llmrank.expand.feedback import _Adam, _toward_grades, _toward_order, log_odds
@@ -362,7 +361,7 @@ def test_rm3_on_cranfield_is_that_of_an_independent_account() -> None:
     documents = list(trec.read_corpus(folder / "corpus.jsonl"))
     queries = list(trec.read_queries(folder / "queries.jsonl"))
     raw = Raw({document.id: document.contents for document in documents})
-    first = Indexed(Retriever(documents), 100)
+    first = Retriever(documents).indexed(100)
     for query in queries[::5]:
         found = first.search(run("rm3", first, query), 100)
         expected = raw.rm3(query.text, 100)
