@@ -171,7 +171,7 @@ def main() -> None:
                 "\n".join(lines) + "\n" if not done.returncode else done.stderr[-2000:]
             )
         return
-    from llmrank.backends.local import converted_default
+    from llmrank.backends.gguf import converted_default
 
     found, model = ranked(given.data, given.queries), str(converted_default())
     if given.only == "llmrank":

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.vllm_serving import NAME, PYTHON, empty_cache, pairs, rendered, serving
-from llmrank.backends.local import converted_default
+from llmrank.backends.gguf import converted_default
 from llmrank.backends.openai import OpenAIBackend
 from llmrank.plan import Grade
 from llmrank.prompts import PromptSet

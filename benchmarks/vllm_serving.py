@@ -354,7 +354,7 @@ def main() -> None:
     if given.in_process:
         _write(in_process(found, given.rounds, given.dtype))
         return
-    from llmrank.backends.local import converted_default
+    from llmrank.backends.gguf import converted_default
 
     extra = ("--block-size", str(BLOCK), "--enable-prompt-tokens-details")
     with serving(converted_default(), *extra) as url:

@@ -23,7 +23,8 @@ from llmrank import Reranker, trec
 from llmrank.api import Session, Settings
 from llmrank.api.probing import probe
 from llmrank.backends import connect
-from llmrank.backends.local import LocalBackend, converted_default
+from llmrank.backends.gguf import converted_default
+from llmrank.backends.local import LocalBackend
 from llmrank.engine import run_sync
 from llmrank.plan import Grade, Likelihood, Plan, ask_all
 from llmrank.prompts import PromptSet

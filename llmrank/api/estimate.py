@@ -117,7 +117,7 @@ def estimate(
     """
     model = model or connect(settings.model, base_url=settings.base_url)
     if journal is not None:
-        model = settle(model, journal, sends=False)
+        model = settle(model, journal)
     counter = StandIn(model, journal)
     total = Tally()
     rounds: dict[str, int] = {}

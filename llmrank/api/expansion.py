@@ -35,7 +35,7 @@ def expand(
 
     Without one they are made for the first kind of index that the augmentation is for.
     """
-    first = first or NoIndex(expander.kinds[0])
+    first = first or _unsearched(expander)
     needs = needs_of(expander, first.kinds)
     check(session, first, needs, texts=shows_texts(needs))
     done: dict[int, Expansion] = {}
@@ -150,12 +150,9 @@ def check_judged(queries: Sequence[Query], qrels: Qrels | None, *, searched: boo
         raise InputError("none of the queries is judged", remedy="give judgements of these queries")
 
 
-def _unsearched(expander: Expander, first_stage: str | None) -> NoIndex:
+def _unsearched(expander: Expander, first_stage: str | None = None) -> NoIndex:
     """The place of a first stage that queries are only written for."""
-    first = NoIndex(expander.kinds[0])
-    if first_stage is not None:
-        first.kinds = searched_by(first_stage)
-    return first
+    return NoIndex(searched_by(first_stage) if first_stage else frozenset(expander.kinds[:1]))
 
 
 def _effects(

@@ -89,14 +89,13 @@ class Indexed:
         if expansion.ranking is not None:
             return list(expansion.ranking[:k])
         views = expansion.views
-        if [(view.vector is None, view.weight) for view in views] == [(True, 1.0), (False, 1.0)]:
+        if [view.vector is None for view in views] == [True, False]:
             return self._paired(views[0], views[1], k)
         found = [self._viewed(view, k) for view in views]
         if len(found) < 2:
             return found[0] if found else []
         rankings = [[document for document, _ in one] for one in found]
-        weights = [view.weight for view in views]
-        return reciprocal_rank(rankings, k=expansion.constant, weights=weights)[:k]
+        return reciprocal_rank(rankings, k=expansion.constant)[:k]
 
     def _paired(self, words: View, meaning: View, k: int) -> list[Scored]:
         """One BM25 search and one dense search, fused as those of a plain query."""
@@ -125,6 +124,15 @@ class Indexed:
             return self._bm25.search(self._weights(view), k)
         vector = np.asarray(view.vector, dtype=np.float32)
         return self._dense.search(vector, k, model=self._dense.model)[0]
+
+    def score(self, view: View, ids: Sequence[str]) -> list[float]:
+        """The scores of documents as one search gives them, in their order.
+
+        0 for a document that BM25 does not find, as it has no term of the view.
+        """
+        if view.vector is None:
+            return self._bm25.score(self._weights(view), ids)
+        return self._dense.score(np.asarray(view.vector, dtype=np.float32)[0], ids)
 
     def _weights(self, view: View) -> Mapping[str, float]:
         weights = defaultdict[str, float](float, view.terms)

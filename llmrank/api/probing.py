@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from llmrank.backends import BASE_URL, Model, connect
+from llmrank.backends import Model, addresses, connect
 from llmrank.engine import run_sync
 from llmrank.errors import BackendError
 from llmrank.plan import Grade
@@ -30,8 +29,7 @@ def probe_each(model: str | None = None, base_url: str | None = None) -> list[di
 
     Raises `BackendError` where none can be used.
     """
-    urls = (base_url or os.environ.get(BASE_URL) or "").split(",")
-    urls = [url.strip() for url in urls if url.strip()]
+    urls = addresses(base_url)
     if len(urls) < 2:
         return [probe(model, base_url)]
     found: list[dict[str, object]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,6 @@ from llmrank.backends.wrappers import (
     Metered,
     Minute,
     ModelPool,
-    Pool,
     Retrying,
     Routed,
 )
@@ -109,29 +108,24 @@ def check(settings: Settings, backend: Backend, needs: Collection[Need]) -> None
 
 
 def settle(
-    model: Model,
-    journal: Journal,
-    *,
-    sends: bool,
-    minutes: Mapping[Backend, Minute] | None = None,
+    model: Model, journal: Journal, minute: Callable[[Model], Minute] | None = None
 ) -> Model:
     """The model, which uses what its servers can do, as kept beside the journal.
 
-    Where nothing is kept a server is probed, if anything may be sent, with room in its minute. Of a
+    Where nothing is kept a server is probed if there is a `minute` for it, as that has room. Of a
     pool those servers are left that answer alike.
     """
     from llmrank.backends.probe import alike, keep, paced, recall
 
     servers = _servers(model)
     # A batch is tried by its first requests.
-    if sends and servers and model.batch == 1:
-        given = minutes or {}
-        turns = [paced(given[server]) if server in given else None for server in servers]
+    if minute is not None and servers and model.batch == 1:
+        turns = [paced(minute(server)) for server in servers]
         run_sync(keep(servers, journal.folders, turns))
     else:
         for server in servers:
             recall(server, journal.folders)
-    if not isinstance(model, Pool) or len(servers) < len(model.members):
+    if not isinstance(model, ModelPool) or len(servers) < len(model.members):
         return model
     kept = alike(servers)
     for server in servers:
@@ -143,7 +137,7 @@ def settle(
 def _servers(model: Model) -> list[OpenAIBackend]:
     from llmrank.backends.openai import OpenAIBackend
 
-    members = model.members if isinstance(model, Pool) else [model]
+    members = model.members if isinstance(model, ModelPool) else [model]
     return [member for member in members if isinstance(member, OpenAIBackend)]
 
 
@@ -173,15 +167,12 @@ class Session(Closing):
     ) -> None:
         self.settings, self.journal = settings, journal
         self.model = model or connect(settings.model, base_url=settings.base_url)
-        # What a probe sends counts too.
-        minutes: dict[Backend, Minute] = {
-            server: _minute(self.model, settings) for server in _servers(self.model)
-        }
+        self._minutes: dict[Model, Minute] = {}
         try:
             for server in _servers(self.model):
                 server.wire.demand_key()
             if journal is not None:
-                self.model = settle(self.model, journal, sends=settings.probe, minutes=minutes)
+                self.model = settle(self.model, journal, self._minute if settings.probe else None)
         except BaseException:
             _release(self.model, journal)
             raise
@@ -194,7 +185,7 @@ class Session(Closing):
             tokenizer=self.model.tokenizer,
         )
         self.encoder: Model | None = None
-        self.backend = self._wrapped(self.model, self.meter, settings.caps, minutes)
+        self.backend = self._wrapped(self.model, self.meter, settings.caps)
         if embeds:
             self.encoder = connect_encoder(settings.encoder, base_url=settings.encoder_url)
             vectors = self._wrapped(self.encoder, self.encoder_meter, Caps())
@@ -202,18 +193,16 @@ class Session(Closing):
             self.backend = Routed({**dict.fromkeys(asked, self.backend), "vectors": vectors})
         self._open = Lifeline(self, partial(_release, self.backend, journal))
 
-    def _wrapped(
-        self,
-        model: Model,
-        meter: Meter,
-        caps: Caps,
-        minutes: Mapping[Backend, Minute] | None = None,
-    ) -> Backend:
+    def _wrapped(self, model: Model, meter: Meter, caps: Caps) -> Backend:
         folder = self.journal.folders[0] if self.journal is not None else None
-        backend = patient(model, meter, self.settings, minutes, folder)
+        backend = patient(model, meter, self.settings, self._minute, folder)
         if caps != Caps():
             backend = Capped(backend, caps, model.counter.count)
         return Cached(backend, self.journal) if self.journal is not None else backend
+
+    def _minute(self, server: Model) -> Minute:
+        """One for each server: what a probe sends counts too."""
+        return self._minutes.setdefault(server, _minute(self.settings, server))
 
     def check(self, needs: Collection[Need]) -> None:
         """Raise unless the model can answer all that is needed, as `check` says."""
@@ -272,40 +261,40 @@ def _told(server: OpenAIBackend) -> dict[str, str]:
     return {"url": server.url, "kind": known.dialect, "version": known.version}
 
 
-def _minute(model: Model, settings: Settings) -> Minute:
-    return Minute(rpm=settings.rpm, tpm=settings.tpm, count=model.counter.count)
+def _minute(settings: Settings, server: Model) -> Minute:
+    return Minute(rpm=settings.rpm, tpm=settings.tpm, count=server.counter.count)
 
 
 def patient(
     model: Model,
     meter: Meter,
     settings: Settings,
-    minutes: Mapping[Backend, Minute] | None = None,
+    minute: Callable[[Model], Minute] | None = None,
     folder: Path | None = None,
 ) -> Backend:
     """The model, metered, with limits and retries where it is a server; each of a pool its own.
 
-    A server of `minutes` has sent something in its minute already. An OpenAI-compatible one is
-    greeted before its first request; the folder keeps what it says.
+    `minute` tells the one of a server, by default a new one. An OpenAI-compatible server is greeted
+    before its first request; the folder keeps what it says.
     """
     from llmrank.backends.openai import OpenAIBackend
     from llmrank.backends.probe import Greeted, Greeter
 
+    minute = minute or partial(_minute, settings)
     kinds: dict[str, str] = {}
 
-    def limited(server: Backend) -> Backend:
+    def limited(server: Model) -> Backend:
         metered: Backend = Metered(server, meter)
         if settings.hedge:
             metered = Hedged(metered)
-        minute = (minutes or {}).get(server) or _minute(model, settings)
-        limits = Limited(metered, settings.in_flight, minute=minute)
+        limits = Limited(metered, settings.in_flight, minute=minute(server))
         if not isinstance(server, OpenAIBackend):
             return limits
         return Greeted(limits, Greeter(server, folder, kinds))
 
     if model.batch > 1:
         return Metered(model, meter)
-    return Retrying(model.each(limited) if isinstance(model, Pool) else limited(model))
+    return Retrying(model.each(limited) if isinstance(model, ModelPool) else limited(model))
 
 
 def _release(backend: Backend, journal: Journal | None) -> None:

@@ -141,9 +141,15 @@ def connect_encoder(name: str | None = None, *, base_url: str | None = None) -> 
     return _connect(ENCODERS, name, base_url)
 
 
+def addresses(base_url: str | None) -> list[str]:
+    """The URLs of servers, by default those of $LLMRANK_BASE_URL; several make a pool."""
+    given = (base_url or os.environ.get(BASE_URL) or "").split(",")
+    return [url.strip() for url in given if url.strip()]
+
+
 def _connect(kinds: Mapping[str, Opener], name: str | None, base_url: str | None) -> Model:
     base_url = base_url or os.environ.get(BASE_URL) or None
-    urls = [url.strip() for url in (base_url or "").split(",") if url.strip()]
+    urls = addresses(base_url)
     if len(urls) > 1:
         return ModelPool([_connect(kinds, name, url) for url in urls])
     if not name:

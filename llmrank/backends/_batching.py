@@ -12,7 +12,7 @@ CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 1024, 1 << 16
 
 TEXT_TOKENS = 4096
 """The least where text is generated: a step computes one token a row, however many rows there are.
-Twice as fast as with 1,024 on one core."""
+1.6 (float32) to 2.1 times (bfloat16) as fast as with 1,024, on one core."""
 
 
 class Row(Protocol):

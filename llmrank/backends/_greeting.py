@@ -61,12 +61,14 @@ class Greeting:
         """Note what is new, and use the dialect and the version from now on."""
         backend = self._backend
         pairs: list[tuple[object, object]] = [
-            (known.dialect, dialect if known != Learnt(dialect=known.dialect) else known.dialect),
+            (known.dialect, dialect),
             (known.version, self.version),
             (known.context, self.context),
         ]
-        if new := [pair for pair in pairs if all(pair) and pair[0] != pair[1]]:
-            self.changed = ", ".join(f"{now} instead of {before}" for before, now in new)
+        if known != Learnt():
+            new = [(now, old) for old, now in pairs if old and now and old != now]
+            self.changed = ", ".join(f"{now} instead of {old}" for now, old in new)
+        if self.changed:
             known = Learnt(
                 thinking=known.thinking, context=known.context, tokenizes=known.tokenizes
             )
@@ -78,7 +80,7 @@ class Greeting:
         try:
             listed = (await self._asked("/models")).get("data")
         except Failure as failure:
-            if not (failure.status or late(failure)):
+            if not (failure.status or failure.late):
                 raise BackendError(str(failure)) from None
             return []
         except Rejection as rejection:
@@ -129,8 +131,3 @@ class Greeting:
         for key in keys:
             found = found.get(key) if isinstance(found, dict) else None
         return found
-
-
-def late(failure: Failure) -> bool:
-    """Whether no answer came in time."""
-    return failure.throttled and not failure.status

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
 from llmrank.backends._answers import Failure
-from llmrank.backends._greeting import Greeting, late
+from llmrank.backends._greeting import Greeting
 from llmrank.backends._wire import NoRoute, Rejection
 from llmrank.backends.dialects import (
     CHAT,
@@ -159,7 +159,7 @@ class Trials(Greeting):
             except Failure as failure:
                 told, settled = str(failure), not failure.transient
                 wait = failure.retry_after or self._wait * 2**attempt
-                if settled or late(failure):
+                if settled or failure.late:
                     break
             except NoRoute as error:
                 return Capability(False, error.told)

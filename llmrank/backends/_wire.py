@@ -78,7 +78,6 @@ class Wire:
         self._proxy = None if proxy_bypass(host) else getproxies().get(parts.scheme)
         self.dialect = by_url(self.url)
         self._timeout, self._model = timeout, model
-        self._brief: float | None = None
         self._turn: Turn | None = None
         self._opened: aiohttp.ClientSession | None = None
 
@@ -95,11 +94,12 @@ class Wire:
     @contextmanager
     def trying(self, seconds: float, turn: Turn | None = None) -> Iterator[None]:
         """Meanwhile a call has so many seconds at most, after it has waited for its turn."""
-        self._brief, self._turn = min(seconds, self._timeout), turn
+        usual = self._timeout
+        self._timeout, self._turn = min(seconds, usual), turn
         try:
             yield
         finally:
-            self._brief = self._turn = None
+            self._timeout, self._turn = usual, None
 
     async def close(self) -> None:
         """Close the connections."""
@@ -129,7 +129,7 @@ class Wire:
 
         try:
             async with (
-                asyncio.timeout(self._seconds),
+                asyncio.timeout(self._timeout),
                 session.request(
                     method, self._address(path), proxy=self._proxy, **content
                 ) as response,
@@ -158,10 +158,9 @@ class Wire:
             import aiohttp
 
             # The SDK of `openai` costs several times the work of a call, whatever its transport.
-            connect = min(_CONNECT_SECONDS, self._timeout)
             self._opened = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
                 headers={"User-Agent": "llmrank", **self._signed()},
             )
         return self._opened
@@ -193,12 +192,8 @@ class Wire:
             self._raise_status(path, status, error, None)
         return data
 
-    @property
-    def _seconds(self) -> float:
-        return self._timeout if self._brief is None else self._brief
-
     def _late(self) -> Failure:
-        told = f"{self.url} did not answer within {self._seconds:g} s"
+        told = f"{self.url} did not answer within {self._timeout:g} s"
         return Failure(told, transient=True, late=True)
 
     def _raise_status(self, path: str, status: int, body: object, wait: float | None) -> NoReturn:

@@ -124,9 +124,9 @@ class DecisionsBackend:
         Raises `CapabilityError` where the server has no such endpoint, and `BackendError` where it
         refuses key, account or model, or answers nothing at all.
         """
-        async with self._greeter:
-            groups = list(self._groups(requests))
-            found = await side_by_side([self._freely([requests[i] for i in own]) for own in groups])
+        await self._greeter.greeted()
+        groups = list(self._groups(requests))
+        found = await side_by_side([self._freely([requests[i] for i in own]) for own in groups])
         replies: dict[int, Reply] = {}
         for own, got in zip(groups, found, strict=True):
             replies |= zip(own, got, strict=True)

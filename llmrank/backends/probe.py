@@ -31,11 +31,8 @@ FORMAT = 2
 TRIAL_SECONDS = 20.0
 """How long a probe waits for an answer."""
 
-GREETING_SECONDS = 5.0
-"""How long a greeting may take; it asks three times at most, one after another."""
-
-GREETINGS = 3
-"""How often a server is greeted that does not say what it is; each time for longer."""
+GREETING_SECONDS = (2.0, 4.0, 8.0)
+"""How long a greeting waits for each answer: the first one, and those of a server in trouble."""
 
 TRIAL_TOKENS = 100
 """Tokens that a request of a probe counts for in a minute; it has fewer."""
@@ -272,29 +269,28 @@ async def _keep(
     return None
 
 
-async def greet(backend: OpenAIBackend, *, seconds: float = GREETING_SECONDS) -> Greeting:
+async def greet(backend: OpenAIBackend, *, seconds: float = GREETING_SECONDS[0]) -> Greeting:
     """Ask a server what it is, by a few free requests, and use its dialect and version.
 
-    Never fails, and takes at most so many seconds. Where the server is not the one that the backend
-    knew, what was known of it is not used any more, but for what decides which prompts it is sent
-    and under which name its answers are kept.
+    Never fails; each request is waited for so many seconds at most. Where the server is not the one
+    that the backend knew, what was known of it is not used any more, but for what decides which
+    prompts it is sent and under which name its answers are kept.
     The context length that it states is not used: an estimate of tokens would cut prompts that
     fit, and the prompts of a run may not depend on whether its server answers just now.
     """
-    greeting = Greeting(backend, seconds / 3)
+    greeting = Greeting(backend, seconds)
     with suppress(BackendError, Failure):
         await greeting.identify()
     return greeting
 
 
 class Greeter:
-    """Greets a server before what is sent to it, until it has said what it is.
+    """Asks a server once what it is, before anything is sent that depends on it.
 
-    One that is slow or in trouble is greeted `GREETINGS` times at most, for `seconds` seconds, then
-    for twice and three times as long, and logged with what that `means`; one whose address tells
-    what it is never. What is sent goes inside `async with`: a greeting waits until nothing is under
-    way, so that all is asked and read in one dialect. What the server says is kept in the folder.
-    `kinds` is shared by the members of a pool.
+    One that is slow or in trouble is greeted again at once, each time with the next of `limits`.
+    If it has not said by then it is of no known kind from then on, so that all is asked in one way;
+    what that `means` is logged. One whose address tells what it is is not asked. What it says is
+    kept in the folder. `kinds` is shared by the members of a pool.
     """
 
     def __init__(
@@ -303,59 +299,44 @@ class Greeter:
         folder: Path | None = None,
         kinds: dict[str, str] | None = None,
         *,
-        seconds: float = GREETING_SECONDS,
+        limits: Sequence[float] = GREETING_SECONDS,
         means: str = LIKELIEST,
     ) -> None:
         self._server, self._folder = server, folder
-        self._seconds, self._means = seconds, means
+        self._limits, self._means = limits, means
         self._kinds = {} if kinds is None else kinds
-        self._left = GREETINGS
-        self._greeting, self._idle = asyncio.Lock(), asyncio.Event()
-        self._idle.set()
-        self._under_way = 0
-        if (kind := by_url(server.url)) != UNKNOWN:
-            self._left, self._kinds[server.url] = 0, kind
+        self._greeting = asyncio.Lock()
+        kind = by_url(server.url)
+        self._settled = kind != UNKNOWN
+        if self._settled:
+            self._kinds[server.url] = kind
 
-    async def __aenter__(self) -> None:
-        """Greet the server, if that is still to be done."""
-        if left := self._left:
-            async with self._greeting:
-                # Whoever waited for a greeting goes on, whatever came of it.
-                if left == self._left:
-                    await self._idle.wait()
-                    await self._greet()
-        self._under_way += 1
-        self._idle.clear()
+    async def greeted(self) -> None:
+        """Wait until it is settled what the server is."""
+        async with self._greeting:
+            if not self._settled:
+                self._settle(await self._greet())
+                self._settled = True
 
-    async def __aexit__(self, *_: object) -> None:
-        """Let a greeting begin once nothing is under way."""
-        self._under_way -= 1
-        if not self._under_way:
-            self._idle.set()
+    async def _greet(self) -> Greeting:
+        for seconds in self._limits:
+            greeting = await greet(self._server, seconds=seconds)
+            if self._server.learnt.dialect != UNKNOWN or not greeting.trouble:
+                break
+        return greeting
 
-    async def _greet(self) -> None:
-        server, tried = self._server, GREETINGS - self._left + 1
-        greeting = await greet(server, seconds=self._seconds * tried)
-        kind = server.learnt.dialect
+    def _settle(self, greeting: Greeting) -> None:
+        """Log and keep what came of it."""
+        server, kind = self._server, self._server.learnt.dialect
         if kind == UNKNOWN and greeting.trouble:
-            self._left -= 1
-            if tried == 1:
-                log.warning(
-                    "%s did not say what kind of server it is (%s): %s",
-                    server.url,
-                    greeting.trouble,
-                    self._means,
-                )
-            return
-        self._left = 0
-        if tried > 1:
             log.warning(
-                "%s has now said what it is (%s): scores from here on may be of another kind than "
-                "those before",
+                "%s did not say what kind of server it is (%s): %s",
                 server.url,
-                kind,
+                greeting.trouble,
+                self._means,
             )
-        elif greeting.changed:
+            return
+        if greeting.changed:
             log.warning(
                 "%s has changed (%s): but for how it is kept from thinking and counts tokens, what "
                 "was known of it is not used; --probe finds out anew",
@@ -389,10 +370,9 @@ class Greeted(Wrapper):
 
     async def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """Replies in the order of the requests."""
-        if all(request.want == "vectors" for request in requests):
-            return await self.inner.answer(requests)
-        async with self._greeter:
-            return await self.inner.answer(requests)
+        if any(request.want != "vectors" for request in requests):
+            await self._greeter.greeted()
+        return await self.inner.answer(requests)
 
 
 def alike(backends: Sequence[OpenAIBackend]) -> list[OpenAIBackend]:

@@ -131,7 +131,7 @@ class Expander:
         object.__setattr__(self, "parameters", full)
         # What is done before anything is asked checks the parameters.
         with suppress(NeedsIndex):
-            next(self.plan(Query("", ""), NoIndex(self.kinds[0])), None)
+            next(self.plan(Query("", ""), NoIndex(frozenset(self.kinds[:1]))), None)
 
     def __str__(self) -> str:
         return spec.written(self.name, self.parameters, str(self.inner or ""))
@@ -163,12 +163,15 @@ class Expander:
 
 
 class NoIndex:
-    """The place of a first stage where nothing is searched: queries are only written."""
+    """The place of a first stage where nothing is searched: queries are only written.
+
+    `kinds` is what they will be searched by.
+    """
 
     size = depth = 0
 
-    def __init__(self, kind: Kind) -> None:
-        self.kinds = frozenset({kind})
+    def __init__(self, kinds: frozenset[Kind]) -> None:
+        self.kinds = kinds
 
     def search(self, expansion: Expansion, k: int) -> list[Scored]:
         """Raise."""
@@ -179,6 +182,10 @@ class NoIndex:
         self._none()
 
     def frequency(self, term: str) -> int:
+        """Raise."""
+        self._none()
+
+    def score(self, view: View, ids: Sequence[str]) -> list[float]:
         """Raise."""
         self._none()
 

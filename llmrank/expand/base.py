@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -26,21 +27,19 @@ class View:
     """One search.
 
     BM25 searches with `terms`, analysed and weighted, and with the terms of `texts`, each of which
-    counts as often as is said; dense retrieval with `vector`, of shape (1, dimensions). `weight` is
-    what its ranking counts where several are fused.
+    counts as often as is said; dense retrieval with `vector`, of shape (1, dimensions).
     """
 
     texts: tuple[tuple[str, float], ...] = ()
     terms: Mapping[str, float] = field(default_factory=dict)
     vector: Vectors | None = field(default=None, compare=False, repr=False)
-    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
     """What an augmentation made of a query.
 
-    The rankings of the `views` are fused by the sum of weight / (`constant` + rank), or `ranking`
+    The rankings of the `views` are fused by the sum of 1 / (`constant` + rank), or `ranking`
     is the result already. `texts` are the usable generated texts, and `answers` the outcome of
     every sample. `expanded` is False where the plain query has to serve; `note` says why, or what
     a gate decided by.
@@ -90,6 +89,13 @@ class FirstStage(Protocol):
         """In how many documents an analysed term is."""
         ...
 
+    def score(self, view: View, ids: Sequence[str]) -> list[float]:
+        """The scores of documents as one search gives them, in their order.
+
+        0 for a document that BM25 does not find, as it has no term of the view.
+        """
+        ...
+
     def counts(self, document_id: str) -> Mapping[str, int]:
         """How often every analysed term is in a document."""
         ...
@@ -111,8 +117,7 @@ def write(
     also: tuple[tuple[str, str | tuple[tuple[str, ...], ...]], ...] = (),
 ) -> Plan[list[Answer[Written]]]:
     """n samples of a text written for a query, in one round; `also` are inputs beside the query."""
-    if n < 1:
-        raise SpecError("n must be at least 1")
+    check_counts(n=n)
     inputs = (("query", query.text), *also)
     return (yield from ask_all([Write(task, inputs, sample=i) for i in range(n)]))
 
@@ -146,3 +151,24 @@ def plain(
         else:
             note = "the query could not be embedded"
     return Expansion(query, tuple(views), (), tuple(answers), expanded=False, note=note)
+
+
+def check_counts(**counts: int) -> None:
+    """`SpecError` unless each is 1 or more."""
+    for name, count in counts.items():
+        if count < 1:
+            raise SpecError(f"{name} must be at least 1")
+
+
+def check_shares(**shares: float) -> None:
+    """`SpecError` unless each is between 0 and 1."""
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise SpecError(f"{name} must be between 0 and 1")
+
+
+def check_weights(**weights: float) -> None:
+    """`SpecError` unless each is 0 or more, and finite."""
+    for name, weight in weights.items():
+        if not 0 <= weight < math.inf:
+            raise SpecError(f"{name} must be 0 or more")

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmrank.errors import SpecError
-from llmrank.expand.base import Expansion, FirstStage, Scored, View, plain, vectors
+from llmrank.expand.base import (
+    Expansion,
+    FirstStage,
+    NeedsIndex,
+    Scored,
+    View,
+    check_counts,
+    check_shares,
+    check_weights,
+    plain,
+)
+from llmrank.expand.weights import Weights, divided, largest, total
 from llmrank.plan import Grade, Plan, Vectors, ask_all
 from llmrank.types import Query
 
-Weights = Mapping[str, float]
 Floats = NDArray[np.float64]
 
 _LENGTHS = range(2, 21)
+_PLAIN_TERM = re.compile("[a-z0-9]+")
 _LEAST = 1e-6  # the probability of a label is taken to be at least this far from 0 and 1
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
@@ -47,19 +61,19 @@ def rm3(
     SciFact by up to .005. Asks no model. Lavrenko and Croft 2001; Abdul-Jaleel et al. 2004;
     Anserini's Rm3Reranker.
     """
-    _check_counts(fb_docs=fb_docs, fb_terms=fb_terms)
-    _check_share(original_query_weight=original_query_weight, max_df=max_df)
-    found = first.search(Expansion(query, (View(((query.text, 1.0),)),)), fb_docs)
-    model = dict[str, float]()
-    for document, score in found:
-        usual = _usable(first, document, max_df, filter_terms=filter_terms)
-        for term, share in _divided(_largest(usual, fb_terms), 1).items():
-            model[term] = model.get(term, 0.0) + share * score
-    model = _divided(_largest(model, fb_terms), 1)
+    check_counts(fb_docs=fb_docs, fb_terms=fb_terms)
+    check_shares(original_query_weight=original_query_weight, max_df=max_df)
+    found = _found(query, first, fb_docs)
+    shares = (
+        (score, divided(largest(_usable(first, name, max_df, filter_terms), fb_terms), 1))
+        for name, score in found
+    )
+    model = divided(largest(total(shares), fb_terms), 1)
     if not model:
         return (yield from plain(query, first, note=_nothing(found)))
-    own = _divided(_counted(first.analyze(query.text)), 1)
-    return _weighted(query, _sum((original_query_weight, own), (1 - original_query_weight, model)))
+    own = divided(Counter(first.analyze(query.text)), 1)
+    weights = total([(original_query_weight, own), (1 - original_query_weight, model)])
+    return Expansion(query, (View(terms=weights),))
 
 
 def rocchio(
@@ -86,27 +100,27 @@ def rocchio(
     characters and is in at most the share `max_df` of all documents. Of equal weights the first in
     the alphabet are kept (see `rm3`). Asks no model. Rocchio 1971; Anserini's RocchioReranker.
     """
-    _check_counts(
+    check_counts(
         top_fb_docs=top_fb_docs,
         top_fb_terms=top_fb_terms,
         bottom_fb_docs=bottom_fb_docs,
         bottom_fb_terms=bottom_fb_terms,
     )
-    _check_share(max_df=max_df)
-    _check_weights(alpha=alpha, beta=beta, gamma=gamma)
+    check_shares(max_df=max_df)
+    check_weights(alpha=alpha, beta=beta, gamma=gamma)
     depth = max(top_fb_docs, first.depth) if gamma else top_fb_docs
-    found = first.search(Expansion(query, (View(((query.text, 1.0),)),)), depth)
+    found = _found(query, first, depth)
     top = _centroid(first, found[:top_fb_docs], top_fb_terms, max_df)
     if not top:
         return (yield from plain(query, first, note=_nothing(found)))
     last = found[::-1][:bottom_fb_docs] if gamma else []
     bottom = _centroid(first, last, bottom_fb_terms, max_df)
-    own = _divided(_counted(first.analyze(query.text)), 2)
-    weights = _sum((alpha, own), (beta, top), (-gamma, bottom))
+    own = divided(Counter(first.analyze(query.text)), 2)
+    weights = total([(alpha, own), (beta, top), (-gamma, bottom)])
     kept = {term: weight for term, weight in weights.items() if weight > 0}
     if not kept:
         return (yield from plain(query, first, note="no term is left above 0"))
-    return _weighted(query, kept)
+    return Expansion(query, (View(terms=kept),))
 
 
 def vector_prf(query: Query, first: FirstStage, *, k: int = 3) -> Plan[Expansion]:
@@ -114,12 +128,11 @@ def vector_prf(query: Query, first: FirstStage, *, k: int = 3) -> Plan[Expansion
 
     Li et al. 2021, arXiv 2108.11044 (Average). Asks for the query's vector alone.
     """
-    _check_counts(k=k)
+    check_counts(k=k)
     seen = yield from _look(query, first, k)
-    if seen.own is None or not seen.found:
-        return _unmoved(query, seen)
-    total = seen.own[0] + seen.passages.sum(axis=0)
-    return _moved(query, total / (1 + len(seen.found)))
+    if isinstance(seen, Expansion):
+        return seen
+    return _moved(query, np.vstack([seen.own, seen.passages]).mean(axis=0))
 
 
 def vector_rocchio(
@@ -134,12 +147,12 @@ def vector_rocchio(
 
     Li et al. 2021, arXiv 2108.11044 (Rocchio). Asks for the query's vector alone.
     """
-    _check_counts(k=k)
-    _check_weights(alpha=alpha, beta=beta)
+    check_counts(k=k)
+    check_weights(alpha=alpha, beta=beta)
     seen = yield from _look(query, first, k)
-    if seen.own is None or not seen.found:
-        return _unmoved(query, seen)
-    return _moved(query, alpha * seen.own[0] + beta * seen.passages.mean(axis=0))
+    if isinstance(seen, Expansion):
+        return seen
+    return _moved(query, alpha * seen.own + beta * seen.passages.mean(axis=0))
 
 
 def rerank_feedback(
@@ -166,35 +179,28 @@ def rerank_feedback(
     an answer is left out; with fewer than two grades, or grades all alike, the vector stays. Reddy
     et al. 2023, arXiv 2305.11744; Reddy et al. 2024, arXiv 2406.15657.
     """
-    _check_counts(depth=depth)
-    if by not in _PUBLISHED:
-        raise SpecError(f"by is one of {', '.join(_PUBLISHED)}, not {by!r}")
+    check_counts(depth=depth)
+    if by not in _LOSSES:
+        raise SpecError(f"by is one of {', '.join(_LOSSES)}, not {by!r}")
     if steps < 0 or not 0 <= rate < math.inf:
         raise SpecError("steps and rate are 0 (as published) or more")
-    usual_steps, usual_rate = _PUBLISHED[by]
+    loss = _LOSSES[by]
     seen = yield from _look(query, first, depth)
-    if seen.own is None or not seen.found:
-        return _unmoved(query, seen)
-    documents = [first.document(name) for name, _ in seen.found]
-    answers = yield from ask_all([Grade(query, document) for document in documents])
+    if isinstance(seen, Expansion):
+        return seen
+    answers = yield from ask_all([Grade(query, first.document(name)) for name in seen.names])
     kept = [place for place, answer in enumerate(answers) if answer.value is not None]
     wanted = np.array([log_odds(a.value.probabilities[0]) for a in answers if a.value is not None])
-    start, passages = seen.own[0].astype(np.float64), seen.passages[kept].astype(np.float64)
-    scale = _scale(wanted, passages @ start)
+    vector, passages = seen.own.astype(np.float64), seen.passages[kept].astype(np.float64)
+    scale = _scale(wanted, passages @ vector)
     if scale is None:
         note = f"{len(kept)} of {len(answers)} documents graded, none above another"
-        return Expansion(query, (View(vector=seen.own),), expanded=False, note=note)
-    gradient = _toward_grades if by == "grades" else _toward_order
-    vector = start
-    adam = _Adam(rate or usual_rate, len(start))
-    for _ in range(steps or usual_steps):
-        slopes = gradient(scale * (passages @ vector), wanted)
+        return replace(seen.base, note=note)
+    adam = _Adam(rate or loss.rate, len(vector))
+    for _ in range(steps or loss.steps):
+        slopes = loss.slope(scale * (passages @ vector), wanted)
         vector = vector - adam.step(scale * (slopes @ passages))
     return _moved(query, vector)
-
-
-_PUBLISHED: Mapping[str, tuple[int, float]] = {"grades": (100, 0.005), "order": (20, 0.001)}
-"""Steps and learning rate."""
 
 
 def log_odds(probability: float) -> float:
@@ -219,6 +225,20 @@ def _toward_order(scores: Floats, wanted: Floats) -> Floats:
     pulls = weights * 0.5 * (1 - np.tanh(gaps / 2)) / above.sum()
     slopes: Floats = pulls.sum(axis=0) - pulls.sum(axis=1)
     return slopes
+
+
+class _Loss(NamedTuple):
+    """Its slope in every score, from the scores and those wanted; published steps and rate."""
+
+    slope: Callable[[Floats, Floats], Floats]
+    steps: int
+    rate: float
+
+
+_LOSSES: Mapping[str, _Loss] = {
+    "grades": _Loss(_toward_grades, 100, 0.005),
+    "order": _Loss(_toward_order, 20, 0.001),
+}
 
 
 def _softmax(scores: Floats) -> Floats:
@@ -254,33 +274,33 @@ class _Adam:
 
 
 class _Seen(NamedTuple):
-    """The query's vector, shape (1, dimensions), and what it finds, with those vectors."""
+    """The plain query, its vector, the documents that it finds and theirs."""
 
-    own: Vectors | None
-    found: list[Scored]
+    base: Expansion
+    own: Vectors
+    names: list[str]
     passages: Vectors
 
 
-def _look(query: Query, first: FirstStage, k: int) -> Plan[_Seen]:
-    own = yield from vectors([query.text], "query")
-    if own is None:
-        return _Seen(None, [], np.zeros((0, 0), dtype=np.float32))
-    found = first.search(Expansion(query, (View(vector=own),)), k)
-    return _Seen(own, found, first.vectors([name for name, _ in found]))
+def _look(query: Query, first: FirstStage, k: int) -> Plan[_Seen | Expansion]:
+    """What the query finds by its vector; the plain query where it has none or finds nothing."""
+    if not first.size:
+        raise NeedsIndex
+    base = yield from plain(query, first, note="nothing found")
+    own = base.views[0].vector if base.views else None
+    if own is None or not (found := first.search(base, k)):
+        return base
+    names = [name for name, _ in found]
+    return _Seen(base, own[0], names, first.vectors(names))
 
 
 def _moved(query: Query, vector: Floats | Vectors) -> Expansion:
     return Expansion(query, (View(vector=vector.astype(np.float32).reshape(1, -1)),))
 
 
-def _unmoved(query: Query, seen: _Seen) -> Expansion:
-    if seen.own is None:
-        return Expansion(query, (), expanded=False, note="the query could not be embedded")
-    return Expansion(query, (View(vector=seen.own),), expanded=False, note="nothing found")
-
-
-def _weighted(query: Query, weights: Weights) -> Expansion:
-    return Expansion(query, (View(terms=weights),))
+def _found(query: Query, first: FirstStage, k: int) -> list[Scored]:
+    """What the words of the query find."""
+    return first.search(Expansion(query, (View(((query.text, 1.0),)),)), k)
 
 
 def _nothing(found: Sequence[Scored]) -> str:
@@ -289,65 +309,18 @@ def _nothing(found: Sequence[Scored]) -> str:
 
 def _centroid(first: FirstStage, found: Sequence[Scored], terms: int, max_df: float) -> Weights:
     """The mean of the documents' counts at length 1, cut to its largest and at length 1 itself."""
-    total = dict[str, float]()
-    for document, _ in found:
-        for term, weight in _divided(_usable(first, document, max_df), 2).items():
-            total[term] = total.get(term, 0.0) + weight / len(found)
-    return _divided(_largest(total, terms), 2)
+    parts = ((1 / len(found), divided(_usable(first, name, max_df), 2)) for name, _ in found)
+    return divided(largest(total(parts), terms), 2)
 
 
 def _usable(
-    first: FirstStage, document: str, max_df: float, *, filter_terms: bool = False
-) -> dict[str, float]:
+    first: FirstStage, document: str, max_df: float, filter_terms: bool = False
+) -> dict[str, int]:
     """The counts of the terms of a document that feedback may come from."""
     return {
-        term: float(count)
+        term: count
         for term, count in first.counts(document).items()
         if len(term) in _LENGTHS
-        and (not filter_terms or (term.isascii() and term.isalnum() and term == term.lower()))
+        and (not filter_terms or _PLAIN_TERM.fullmatch(term))
         and first.frequency(term) <= max_df * first.size
     }
-
-
-def _counted(terms: Sequence[str]) -> dict[str, float]:
-    counts = dict[str, float]()
-    for term in terms:
-        counts[term] = counts.get(term, 0.0) + 1
-    return counts
-
-
-def _largest(weights: Weights, n: int) -> dict[str, float]:
-    """The n largest weights, of equal ones those first in the alphabet."""
-    return dict(sorted(weights.items(), key=lambda item: (-item[1], item[0]))[:n])
-
-
-def _divided(weights: Weights, norm: int) -> dict[str, float]:
-    """Weights above 0 at length 1: their sum (norm 1), or the root of that of their squares."""
-    length = math.fsum(weight**norm for weight in weights.values()) ** (1 / norm)
-    return {term: weight / length for term, weight in weights.items()}
-
-
-def _sum(*parts: tuple[float, Weights]) -> dict[str, float]:
-    total = dict[str, float]()
-    for factor, weights in parts:
-        for term, weight in weights.items():
-            total[term] = total.get(term, 0.0) + factor * weight
-    return total
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise SpecError(f"{name} must be at least 1")
-
-
-def _check_share(**shares: float) -> None:
-    for name, share in shares.items():
-        if not 0 <= share <= 1:
-            raise SpecError(f"{name} must be between 0 and 1")
-
-
-def _check_weights(**weights: float) -> None:
-    for name, weight in weights.items():
-        if not 0 <= weight < math.inf:
-            raise SpecError(f"{name} must be 0 or more")

@@ -8,9 +8,9 @@ from dataclasses import replace
 from statistics import fmean, pstdev
 
 from llmrank.errors import SpecError
-from llmrank.expand.base import Expansion, FirstStage, NeedsIndex, plain
-from llmrank.plan import Grade, Plan, ask_all, together
-from llmrank.types import Query
+from llmrank.expand.base import Expansion, FirstStage, NeedsIndex, check_shares, plain
+from llmrank.plan import Answer, Embed, Grade, Plan, Vectors, ask_all, reworked
+from llmrank.types import Query, Status
 
 Inner = Callable[[Query, FirstStage], Plan[Expansion]]
 
@@ -49,11 +49,16 @@ def gated(
     """
     _check(by, k, least, above, below)
     k = k or _DEPTHS[by]
-    if by == "scores":
-        return (yield from _by_scores(query, first, inner, k, (above, below)))
+    if by == "scores" and len(first.kinds) > 1:
+        raise SpecError("by=scores is for one first stage; fused scores say nothing of a query")
     if not first.size:
         raise NeedsIndex
-    base, found = yield from together([plain(query, first, note=""), inner(query, first)])
+    base = yield from plain(query, first, note="")
+    expanding = _embedded_once(inner(query, first), base)
+    if by == "scores":
+        value = nqc([score for _, score in first.search(base, k)])
+        return (yield from _by_scores(base, expanding, value, k, (above, below)))
+    found = yield from expanding
     if not found.expanded:
         return found
     old, new = ([name for name, _ in first.search(one, k)] for one in (base, found))
@@ -69,18 +74,26 @@ def gated(
 
 
 def _by_scores(
-    query: Query, first: FirstStage, inner: Inner, k: int, bounds: tuple[float, float]
+    base: Expansion, expanding: Plan[Expansion], value: float, k: int, bounds: tuple[float, float]
 ) -> Plan[Expansion]:
-    if len(first.kinds) > 1:
-        raise SpecError("by=scores is for one first stage; fused scores say nothing of a query")
-    base = yield from plain(query, first, note="")
-    value = nqc([score for _, score in first.search(base, k)])
     low, high = bounds
     note = f"NQC@{k} {value:.3f}, needs {low:g} to {high:g}"
     if not low <= value <= high:
         return _decided(base, base, False, note)
-    found = yield from inner(query, first)
+    found = yield from expanding
     return _decided(base, found, True, note) if found.expanded else found
+
+
+def _embedded_once(plan: Plan[Expansion], base: Expansion) -> Plan[Expansion]:
+    """A plan that is given the vector of the query, where the plain search has it, unasked."""
+    own = Embed((base.query.text,), role="query")
+    given = [view.vector for view in base.views if view.vector is not None]
+
+    def known() -> Plan[Answer[Vectors]]:
+        yield from ()
+        return Answer(status=Status.OK, value=given[0])
+
+    return reworked(plan, lambda item: known() if given and item == own else item)
 
 
 def nqc(scores: Sequence[float]) -> float:
@@ -115,7 +128,6 @@ def _check(by: str, k: int, least: float, above: float, below: float) -> None:
         raise SpecError(f"by is one of {', '.join(_DEPTHS)}, not {by!r}")
     if k < 0:
         raise SpecError("k must be at least 1, or 0 for the gate's own")
-    if not 0 <= least <= 1:
-        raise SpecError("least must be between 0 and 1")
+    check_shares(least=least)
     if not 0 <= above <= below < math.inf:
         raise SpecError("above must be 0 or more, and below not less than above")

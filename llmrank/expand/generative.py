@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from llmrank.errors import SpecError
-from llmrank.expand.base import Expansion, FirstStage, View, plain, usable, vectors, write
+from llmrank.expand.base import (
+    Expansion,
+    FirstStage,
+    View,
+    check_counts,
+    check_shares,
+    plain,
+    usable,
+    vectors,
+    write,
+)
 from llmrank.expand.reading import keywords as read_keywords
 from llmrank.expand.reading import prose
+from llmrank.expand.weights import divided, largest, total
 from llmrank.plan import Embed, Plan, Write, ask_all
 from llmrank.types import Query
 
@@ -41,8 +54,7 @@ def query2doc(query: Query, first: FirstStage, *, n: int = 1, repeat: int = 5) -
     `repeat` times; for dense retrieval query and texts are embedded as one input, the texts behind
     the query on lines of their own.
     """
-    if repeat < 1:
-        raise SpecError("repeat must be at least 1")
+    check_counts(repeat=repeat)
     answers = yield from write(query, "query2doc", n)
     texts = usable(answers)
     if not texts:
@@ -83,8 +95,7 @@ def hyde(
     own, written = yield from ask_all(asks)
     if own.value is None or written.value is None:
         return (yield from plain(query, first, answers, "the texts could not be embedded"))
-    total = own.value.sum(axis=0) + written.value.sum(axis=0)
-    mean = (total / (1 + len(texts))).reshape(1, -1)
+    mean = np.vstack([own.value, written.value]).mean(axis=0, keepdims=True)
     return Expansion(query, (View(vector=mean),), texts, tuple(answers))
 
 
@@ -111,26 +122,19 @@ def grf(
     are asked for in one round. The paper tunes both parameters by cross-validation.
     """
     prompts = grf_prompts({"tasks": tasks})
-    if terms < 1:
-        raise SpecError("terms must be at least 1")
-    if not 0 <= original_query_weight <= 1:
-        raise SpecError("original_query_weight must be between 0 and 1")
+    check_counts(terms=terms)
+    check_shares(original_query_weight=original_query_weight)
     # Where there is no index this raises, before anything is paid for.
-    own = Counter(first.analyze(query.text))
+    own = divided(Counter(first.analyze(query.text)), 1)
     inputs = (("query", query.text),)
     answers = yield from ask_all([Write(prompt, inputs) for prompt in prompts])
     texts = tuple(filter(None, map(prose, usable(answers))))
-    known = [term for term in first.analyze("\n".join(texts)) if first.frequency(term)]
+    known = Counter(term for term in first.analyze("\n".join(texts)) if first.frequency(term))
     if not known:
         return (yield from plain(query, first, answers))
-    ranked = sorted(Counter(known).items(), key=lambda pair: (-pair[1], pair[0]))
-    weights = defaultdict[str, float](float)
-    parts = (own, original_query_weight), (dict(ranked[:terms]), 1 - original_query_weight)
-    for counts, share in parts:
-        total = sum(counts.values())
-        for term, count in counts.items():
-            weights[term] += share * count / total
-    return Expansion(query, (View(terms=dict(weights)),), texts, tuple(answers))
+    model = divided(largest(known, terms), 1)
+    weights = total([(original_query_weight, own), (1 - original_query_weight, model)])
+    return Expansion(query, (View(terms=weights),), texts, tuple(answers))
 
 
 def keywords(
@@ -142,8 +146,7 @@ def keywords(
     once. A keyword of more than six words is a sentence and left out.
     """
     prompts = keyword_prompts({"tasks": tasks})
-    if repeat < 1:
-        raise SpecError("repeat must be at least 1")
+    check_counts(repeat=repeat)
     inputs = (("query", query.text),)
     answers = yield from ask_all([Write(prompt, inputs) for prompt in prompts])
     found = read_keywords(answers)

@@ -6,13 +6,24 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from llmrank.errors import SpecError
-from llmrank.expand.base import Expansion, FirstStage, Scored, View, plain, usable, vectors, write
+from llmrank.expand.base import (
+    Expansion,
+    FirstStage,
+    Scored,
+    View,
+    check_counts,
+    check_weights,
+    plain,
+    usable,
+    vectors,
+    write,
+)
 from llmrank.expand.reading import WORDS, prose, rewrites
 from llmrank.plan import Answer, Plan, Written
 from llmrank.types import Query
+
+_NO_OTHER = "no other query came"
 
 
 def multi_query(
@@ -23,9 +34,9 @@ def multi_query(
     RAG-Fusion, Rackauckas 2024, arXiv 2402.03367: sum of 1 / (constant + rank). All come as one
     list in one reply: n samples would cost n prompts and often say the same.
     """
-    _check(n, constant)
+    check_weights(constant=constant)
     answers = yield from _list(query, "multi_query", n)
-    return (yield from _beside(query, first, n, answers, constant))
+    return (yield from _searched(query, first, answers, n=n, constant=constant))
 
 
 def subqueries(
@@ -36,9 +47,9 @@ def subqueries(
     The decomposition of least-to-most prompting, Zhou et al. 2022, arXiv 2205.10625; the rankings
     are fused by the sum of 1 / (constant + rank), ranks from 1. `constant=0` is MixGR's fusion.
     """
-    _check(n, constant)
+    check_weights(constant=constant)
     answers = yield from _list(query, "subqueries", n)
-    return (yield from _beside(query, first, n, answers, constant))
+    return (yield from _searched(query, first, answers, n=n, constant=constant))
 
 
 def mixgr(query: Query, first: FirstStage, *, n: int = 3, depth: int = 200) -> Plan[Expansion]:
@@ -50,13 +61,11 @@ def mixgr(query: Query, first: FirstStage, *, n: int = 3, depth: int = 200) -> P
     holds documents. A document without any term of a view has no rank in it under BM25. Without an
     index the views are given as they are.
     """
-    _check(n, 0.0)
-    if depth < 1:
-        raise SpecError("depth must be at least 1")
+    check_counts(depth=depth)
     answers = yield from _list(query, "subqueries", n)
     parts, note = rewrites(answers, query, n)
     if not parts:
-        return (yield from plain(query, first, answers, note or "no usable text"))
+        return (yield from plain(query, first, answers, note or _NO_OTHER))
     views: list[View] = []
     if "bm25" in first.kinds:
         mean = tuple((part, 1 / len(parts)) for part in parts)
@@ -83,8 +92,8 @@ def clarify(query: Query, first: FirstStage, *, beside: bool = True) -> Plan[Exp
     if not said:
         return (yield from plain(query, first, asked))
     answers = yield from write(query, "clarified", 1, also=(("clarification", said),))
-    every = [*asked, *answers]
-    return (yield from _rewritten(query, first, answers, every, beside=beside))
+    found = yield from _searched(query, first, answers, beside=beside)
+    return replace(found, answers=(*asked, *answers))
 
 
 def translate(
@@ -98,50 +107,32 @@ def translate(
     if not language.strip():
         raise SpecError("language is empty")
     answers = yield from write(query, "translate", 1, also=(("language", language.strip()),))
-    return (yield from _rewritten(query, first, answers, answers, beside=beside))
-
-
-def _check(n: int, constant: float) -> None:
-    if n < 1:
-        raise SpecError("n must be at least 1")
-    if not 0 <= constant < math.inf:
-        raise SpecError("constant must be 0 or more")
+    return (yield from _searched(query, first, answers, beside=beside))
 
 
 def _list(query: Query, task: str, n: int) -> Plan[list[Answer[Written]]]:
     """One reply that lists n queries."""
+    check_counts(n=n)
     return (yield from write(query, task, 1, also=(("n", str(n)),)))
 
 
-def _beside(
-    query: Query, first: FirstStage, n: int, answers: Sequence[Answer[Written]], constant: float
-) -> Plan[Expansion]:
-    """The query and what the answers list, each searched."""
-    texts, note = rewrites(answers, query, n)
-    if not texts:
-        return (yield from plain(query, first, answers, note or "no usable text"))
-    views = yield from _searches(first, [query.text, *texts])
-    if not views:
-        return (yield from plain(query, first, answers, "the texts could not be embedded"))
-    return Expansion(query, views, texts, tuple(answers), constant=constant, note=note)
-
-
-def _rewritten(
+def _searched(
     query: Query,
     first: FirstStage,
     answers: Sequence[Answer[Written]],
-    every: Sequence[Answer[Written]],
     *,
-    beside: bool,
+    n: int = 1,
+    beside: bool = True,
+    constant: float = 60.0,
 ) -> Plan[Expansion]:
-    """The one query in the answers, searched beside the query or in its place."""
-    texts, note = rewrites(answers, query, 1)
+    """The first n queries in the answers, searched beside the query or in its place."""
+    texts, note = rewrites(answers, query, n)
     if not texts:
-        return (yield from plain(query, first, every, note or "no other query came"))
+        return (yield from plain(query, first, answers, note or _NO_OTHER))
     views = yield from _searches(first, [query.text, *texts] if beside else texts)
     if not views:
-        return (yield from plain(query, first, every, "the texts could not be embedded"))
-    return Expansion(query, views, texts, tuple(every), note=note)
+        return (yield from plain(query, first, answers, "the texts could not be embedded"))
+    return Expansion(query, views, texts, tuple(answers), constant=constant, note=note)
 
 
 def _searches(first: FirstStage, texts: Sequence[str]) -> Plan[tuple[View, ...]]:
@@ -157,31 +148,18 @@ def _searches(first: FirstStage, texts: Sequence[str]) -> Plan[tuple[View, ...]]
 
 def _complete(found: Expansion, first: FirstStage, depth: int) -> tuple[Scored, ...]:
     """The union of what the views find, by the sum of 1 / rank over all of them."""
-    singles = [replace(found, views=(view,)) for view in found.views]
-    lists = [first.search(single, max(depth, first.depth)) for single in singles]
+    depth = max(depth, first.depth)
+    lists = [first.search(replace(found, views=(view,)), depth) for view in found.views]
+    # The sorts are stable, and the names fall.
     union = sorted({name for hits in lists for name, _ in hits}, reverse=True)
     totals: dict[str, list[float]] = {name: [] for name in union}
-    for single, hits in zip(singles, lists, strict=True):
-        known = {name for name, _ in hits}
-        rest = _scores(single, first, [name for name in union if name not in known])
-        for rank, (name, _) in enumerate([*hits, *rest], start=1):
+    for view in found.views:
+        pairs = zip(union, first.score(view, union), strict=True)
+        known = [pair for pair in pairs if pair[1] > 0 or view.vector is not None]
+        for rank, (name, _) in enumerate(sorted(known, key=_falling), start=1):
             totals[name].append(1 / rank)
-    sums = [(name, math.fsum(parts)) for name, parts in totals.items()]
-    # The sort is stable, and the names fall.
-    return tuple(sorted(sums, key=lambda pair: -pair[1]))
+    return tuple(sorted(((name, math.fsum(parts)) for name, parts in totals.items()), key=_falling))
 
 
-def _scores(single: Expansion, first: FirstStage, names: Sequence[str]) -> list[Scored]:
-    """The scores of documents that a search did not reach, best first; `names` fall.
-
-    BM25 finds whatever has a term: searched to the end it gives the scores of them all.
-    """
-    (view,) = single.views
-    if not names:
-        return []
-    if view.vector is None:
-        wanted = set(names)
-        return [pair for pair in first.search(single, first.size) if pair[0] in wanted]
-    products = first.vectors(names).astype(np.float64) @ view.vector[0].astype(np.float64)
-    scored = zip(names, products.astype(np.float32).tolist(), strict=True)
-    return sorted(scored, key=lambda pair: -pair[1])
+def _falling(pair: Scored) -> float:
+    return -pair[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
@@ -65,6 +65,14 @@ def once_each(documents: Iterable[Document]) -> Iterator[Document]:
         yield document
     if document is None:
         raise InputError("the corpus has no documents")
+
+
+def places(ids: Sequence[str], numbers: Mapping[str, int]) -> list[int]:
+    """Where documents stand among all of an index; InputError for an unknown one."""
+    try:
+        return [numbers[name] for name in ids]
+    except KeyError as error:
+        raise InputError(f"document {error.args[0]!r} is not in the index") from None
 
 
 class Stored(NamedTuple):

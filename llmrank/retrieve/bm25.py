@@ -177,7 +177,7 @@ class BM25Index:
 
     def counts(self, document_id: str) -> dict[str, int]:
         """How often every analysed term is in a document; InputError for an unknown one."""
-        (place,) = self._places([document_id])
+        (place,) = _folder.places([document_id], self._numbers)
         start, end = self._contents.offsets[place : place + 2].tolist()
         numbers = self._contents.terms[start:end].tolist()
         counts = self._contents.counts[start:end].tolist()
@@ -205,14 +205,8 @@ class BM25Index:
 
         0 for a document without any term of the query; InputError for an unknown one.
         """
-        found: list[float] = self._scores(query)[self._places(ids)].tolist()
+        found: list[float] = self._scores(query)[_folder.places(ids, self._numbers)].tolist()
         return found
-
-    def _places(self, ids: Sequence[str]) -> list[int]:
-        try:
-            return [self._numbers[name] for name in ids]
-        except KeyError as error:
-            raise InputError(f"document {error.args[0]!r} is not in the index") from None
 
     @cached_property
     def _numbers(self) -> dict[str, int]:

@@ -48,8 +48,6 @@ class DenseIndex:
         `embed` maps n texts to an array of shape (n, dimensions). InputError if there is no
         document, an id comes twice, or an array has another shape or a value that is not finite.
         """
-        if batch < 1:
-            raise InputError(f"batch is {batch}", remedy="embed at least one text at a time")
         ids: list[str] = []
         blocks: list[Vectors] = []
         for group in _batches(_folder.once_each(documents), batch):
@@ -79,8 +77,6 @@ class DenseIndex:
         far as the documents are the same. An index in `folder` is replaced in the end. InputError
         also where another model or another process is at work there.
         """
-        if batch < 1:
-            raise InputError(f"batch is {batch}", remedy="embed at least one text at a time")
         folder = Path(folder)
         with Growing(folder.with_name(f"{folder.name}.part"), model) as growing:
             for group in _batches(growing.beyond(_folder.once_each(documents)), batch):
@@ -117,10 +113,8 @@ class DenseIndex:
 
     def of(self, ids: Sequence[str]) -> Vectors:
         """The vectors of these documents, shape (len(ids), dimensions); `InputError` for others."""
-        try:
-            return np.asarray(self.vectors[[self._places[name] for name in ids]], dtype=np.float32)
-        except KeyError as error:
-            raise InputError(f"document {error.args[0]!r} is not in the index") from None
+        places = _folder.places(ids, self._numbers)
+        return np.asarray(self.vectors[places], dtype=np.float32)
 
     def score(self, vector: Vectors, ids: Sequence[str]) -> list[float]:
         """The scores of these documents for a query vector, as `search` gives them."""
@@ -128,8 +122,8 @@ class DenseIndex:
         return scores
 
     @cached_property
-    def _places(self) -> dict[str, int]:
-        return {name: place for place, name in enumerate(self.ids)}
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.ids)}
 
     def search(self, vectors: Vectors, k: int, *, model: str) -> list[list[Scored]]:
         """The k best documents for each query vector: score falling, then id falling.
@@ -235,6 +229,8 @@ def _longest(vectors: Vectors) -> float:
 
 
 def _batches(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
+    if size < 1:
+        raise InputError(f"batch is {size}", remedy="embed at least one text at a time")
     rest = iter(documents)
     while group := list(islice(rest, size)):
         yield group

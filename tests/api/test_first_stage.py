@@ -68,10 +68,10 @@ def test_a_plain_query_finds_what_the_retriever_finds(url: str, given: dict[str,
 
 def test_other_views_are_fused_by_rank_as_the_expansion_says() -> None:
     first = Retriever(DOCUMENTS).indexed(10)
-    views = (View((("bread", 1.0),)), View(terms={"yeast": 1.0}, weight=3.0))
+    views = (View((("bread", 1.0),)), View(terms={"yeast": 1.0}), View((("yeast", 2.0),)))
     found = dict(first.search(Expansion(QUERY, views, constant=1), 9))
     # bread: a before c, as it is shorter; yeast: c before a.
-    assert found == pytest.approx({"a": 1 / 2 + 3 / 3, "c": 1 / 3 + 3 / 2})
+    assert found == pytest.approx({"a": 1 / 2 + 2 / 3, "c": 1 / 3 + 2 / 2})
 
 
 def test_texts_and_terms_of_a_view_add_up() -> None:

@@ -492,7 +492,7 @@ def greeted(url: str, known: Learnt | None = None, *, dialect: str = "") -> tupl
         backend = OpenAIBackend(MODEL, base_url=url, dialect=dialect)
         backend.adopt(known or backend.learnt)
         try:
-            return (await greet(backend, seconds=0.5)).changed, backend.learnt
+            return (await greet(backend, seconds=0.2)).changed, backend.learnt
         finally:
             await backend.close()
 
@@ -544,6 +544,7 @@ def test_a_greeting_never_fails(server: Server, trouble: Behaviour) -> None:
 def test_a_greeting_of_nobody_is_quick() -> None:
     started = time.perf_counter()
     assert greeted(no_server()) == ("", Learnt())
+    assert kinds_met(no_server(), 1) == ["unknown"]
     assert time.perf_counter() - started < 1
 
 
@@ -559,7 +560,7 @@ def test_a_greeting_leaves_other_calls_their_time(server: Server) -> None:
         backend = OpenAIBackend(MODEL, base_url=server.url)
         try:
             asked = Request(ask=ASK, want="vectors", texts=("a",))
-            _, (reply,) = await asyncio.gather(greet(backend, seconds=0.6), backend.answer([asked]))
+            _, (reply,) = await asyncio.gather(greet(backend, seconds=0.2), backend.answer([asked]))
             return reply
         finally:
             await backend.close()
@@ -567,19 +568,20 @@ def test_a_greeting_leaves_other_calls_their_time(server: Server) -> None:
     assert asyncio.run(work()).error == ""
 
 
+ROW = {"id": MODEL, "owned_by": "vllm"}
+
+
 def kinds_met(url: str, times: int, folder: Path | None = None) -> list[str]:
     """The kind that a server is known to be of at each of so many batches, after a greeting."""
 
     async def work() -> list[str]:
         backend = OpenAIBackend(MODEL, base_url=url)
-        greeter = Greeter(backend, folder, seconds=0.9)
+        greeter = Greeter(backend, folder, limits=(0.3, 0.6, 0.9))
         found = []
         try:
             for _ in range(times):
-                async with greeter:
-                    found.append(backend.learnt.dialect)
-                    # What is learnt of an unknown kind does not hold for the known one.
-                    backend.adopt(replace(backend.learnt, labels={CHAT: "top-20"}))
+                await greeter.greeted()
+                found.append(backend.learnt.dialect)
             return found
         finally:
             await backend.close()
@@ -587,20 +589,33 @@ def kinds_met(url: str, times: int, folder: Path | None = None) -> list[str]:
     return asyncio.run(work())
 
 
-def test_a_slow_server_is_greeted_again_for_longer(
+def test_a_slow_server_is_greeted_again_for_longer_before_anything_is_sent(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = speak(server, SPEAKERS["vllm"])
-    row = {"id": MODEL, "owned_by": "vllm"}
-    server.script("/models", waits(0.45, sends({"data": [row]})))
-    assert kinds_met(url, 4) == ["unknown", "vllm", "vllm", "vllm"]
+    server.script("/models", waits(0.45, sends({"data": [ROW]})))
+    assert kinds_met(url, 2) == ["vllm", "vllm"]
     assert models_asked(server) == 2
-    first, second = [record.getMessage() for record in caplog.records]
-    assert "no answer within 0.3 s" in first
-    assert "likeliest tokens" in first
-    assert "dialect=" in first
-    assert "(vllm)" in second
-    assert all(record.name.startswith("llmrank") for record in caplog.records)
+    assert not caplog.records
+
+
+def test_a_server_in_trouble_is_of_no_known_kind_to_the_end(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = speak(server, SPEAKERS["vllm"])
+    trouble = [waits(60, sends({})), refuses(503, "loading"), breaks_off()]
+    server.script("/models", *trouble, sends({"data": [ROW]}))
+    for path in ("//version", "//props"):
+        server.script(path, refuses(404, "hidden"))
+    assert kinds_met(url, 3) == ["unknown"] * 3
+    assert models_asked(server) == 3
+    (record,) = caplog.records
+    told = record.getMessage()
+    assert url in told
+    assert "no answer from" in told
+    assert "likeliest tokens" in told
+    assert "dialect=" in told
+    assert record.name.startswith("llmrank")
 
 
 @pytest.mark.parametrize(
@@ -626,33 +641,38 @@ def test_how_often_a_server_is_greeted(
     assert (models_asked(server), len(caplog.records)) == (greetings, warnings)
 
 
-def test_a_later_greeting_waits_for_what_is_under_way(server: Server) -> None:
+def test_all_that_is_sent_waits_for_one_greeting(server: Server) -> None:
     url = speak(server, SPEAKERS["vllm"])
-    row = {"id": MODEL, "owned_by": "vllm"}
-    server.script("/models", refuses(503, "loading"), sends({"data": [row]}))
-    events: list[str] = []
+    server.script(
+        "/models", refuses(503, "loading"), waits(0.2, sends({"data": [ROW]})), breaks_off()
+    )
 
-    async def work() -> None:
+    async def work() -> list[str]:
         backend = OpenAIBackend(MODEL, base_url=url)
         greeter = Greeter(backend)
 
-        async def one(seconds: float) -> None:
-            async with greeter:
-                events.append(f"asked as {backend.learnt.dialect}")
-                await asyncio.sleep(seconds)
-                events.append(f"read as {backend.learnt.dialect}")
+        async def one() -> str:
+            await greeter.greeted()
+            return backend.learnt.dialect
 
         try:
-            async with asyncio.TaskGroup() as group:
-                early = [group.create_task(one(seconds)) for seconds in (0.0, 0.3)]
-                await early[0]
-                group.create_task(one(0.0))
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await one()
+            server.script("/models", refuses(503, "loading"), sends({"data": [ROW]}), breaks_off())
+            return list(await asyncio.gather(*(one() for _ in range(4))))
         finally:
             await backend.close()
 
-    asyncio.run(work())
-    assert [event.split()[-1] for event in events] == ["unknown"] * 4 + ["vllm"] * 2
-    assert models_asked(server) == 2
+    assert asyncio.run(work()) == ["vllm"] * 4
+    assert models_asked(server) == 4
+
+
+def test_a_server_of_which_the_kind_alone_was_known_is_of_another(server: Server) -> None:
+    url = speak(server, SPEAKERS["vllm"])
+    changed, learnt = greeted(url, Learnt(dialect="tgi"))
+    assert changed == "vllm instead of tgi"
+    assert learnt == Learnt(dialect="vllm", version="0.32.0")
 
 
 def test_what_a_greeting_learnt_is_kept_and_is_no_probe(server: Server, tmp_path: Path) -> None:
@@ -681,8 +701,7 @@ def test_a_pool_with_a_member_of_no_known_kind(caplog: pytest.LogCaptureFixture)
     async def meet(url: str) -> None:
         backend = OpenAIBackend(MODEL, base_url=url)
         try:
-            async with Greeter(backend, kinds=kinds):
-                pass
+            await Greeter(backend, kinds=kinds).greeted()
         finally:
             await backend.close()
 

@@ -15,7 +15,8 @@ from benchmarks.vllm_serving import NAME
 from benchmarks.vllm_serving import serving as vllm_serving
 from llmrank.api.session import Session, Settings
 from llmrank.backends import connect
-from llmrank.backends.local import LocalBackend, converted_default
+from llmrank.backends.gguf import converted_default
+from llmrank.backends.local import LocalBackend
 from llmrank.backends.score import LEAST, ScoreBackend
 from llmrank.engine import run_sync
 from llmrank.errors import BackendError, CapabilityError, SpecError

@@ -10,7 +10,7 @@ from llmrank.backends.oracle import Oracle
 from llmrank.backends.tokens import Estimate
 from llmrank.backends.wrappers import Cached, Limited, Meter, Metered, ModelPool, Pool, Retrying
 from llmrank.errors import BackendError, InputError
-from llmrank.request import Reply, Request
+from llmrank.request import Backend, Reply, Request
 from tests.backends.fakes import Behaviour, Fake, VirtualLoop, one, quiet, request
 from tests.backends.test_wrappers import Dictionary
 from tests.servers import completion, refuses, sends, serve
@@ -45,7 +45,7 @@ class Switched(Fake):
         return [Reply(error=f"no answer from {self.name}", transient=True)] * len(requests)
 
 
-async def flood(pool: Pool | Retrying, total: int) -> list[Reply]:
+async def flood(pool: Backend | Retrying, total: int) -> list[Reply]:
     return list(await asyncio.gather(*(one(pool, str(i)) for i in range(total))))
 
 

@@ -294,15 +294,18 @@ def test_rerankers_and_decision_models_are_tried(llmrank: Command, server: Serve
     assert "no answer" in done.out
 
 
-def test_a_hanging_server_costs_a_run_a_moment(
+def test_a_slow_start_costs_a_run_a_moment_and_no_scores(
     llmrank: Command, server: Server, tmp_path: Path
 ) -> None:
-    speak(server, SPEAKERS["unknown"])
-    server.script("/models", waits(60, sends({})))
+    url = speak(server, SPEAKERS["vllm"])
+    row = {"id": MODEL, "owned_by": "vllm"}
+    server.script("/models", waits(60, sends({})), sends({"data": [row]}))
     started = time.perf_counter()
-    done = llmrank(*_run(tmp_path), "--base-url", server.url, "--out", tmp_path / "run")
+    done = llmrank(*_run(tmp_path), "--base-url", url, "--out", tmp_path / "run")
     assert done.code == 0
     assert time.perf_counter() - started < 5
+    assert len(asked(server)) == 4
+    assert all("logprob_token_ids" in body for body in asked(server))
 
 
 def test_members_keep_to_what_they_can_do_themselves(

@@ -7,13 +7,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from llmrank.expand import Expansion, Kind, Scored
+from llmrank.expand import Expansion, Kind, Scored, View
 from llmrank.plan import Vectors
 from llmrank.types import Document
 
+BM25: frozenset[Kind] = frozenset({"bm25"})
+DENSE: frozenset[Kind] = frozenset({"dense"})
+
 
 class Toy:
-    """Texts scored by how often they have a term, times its weight; vectors by inner product."""
+    """Texts scored by how often they have a term, times its weight; vectors by inner product.
+
+    `depths` are how deep it was searched.
+    """
 
     def __init__(
         self,
@@ -22,25 +28,29 @@ class Toy:
         *,
         depth: int = 10,
     ) -> None:
-        self.texts, self.depth, self.size = texts, depth, len(texts)
+        self.texts, self.depth, self.size = texts, depth, len(vectors or texts)
         self._vectors = vectors or {}
-        kind: Kind = "dense" if vectors else "bm25"
-        self.kinds = frozenset({kind})
+        self.kinds = DENSE if vectors else BM25
+        self.depths: list[int] = []
 
     def search(self, expansion: Expansion, k: int) -> list[Scored]:
+        self.depths.append(k)
         (view,) = expansion.views
+        names = list(self._vectors or self.texts)
+        scores = zip(names, self.score(view, names), strict=True)
+        found = [pair for pair in scores if pair[1] > 0 or self._vectors]
+        return sorted(found, key=lambda pair: (pair[1], pair[0]), reverse=True)[:k]
+
+    def score(self, view: View, ids: Sequence[str]) -> list[float]:
         if view.vector is not None:
-            scores = {i: float(view.vector[0] @ np.array(v)) for i, v in self._vectors.items()}
-        else:
-            weights = Counter[str]()
-            for term, weight in view.terms.items():
-                weights[term] += weight  # type: ignore[assignment]
-            for text, count in view.texts:
-                for term in self.analyze(text):
-                    weights[term] += count  # type: ignore[assignment]
-            found = {i: sum(weights[t] for t in self.analyze(x)) for i, x in self.texts.items()}
-            scores = {i: float(score) for i, score in found.items() if score > 0}
-        return sorted(scores.items(), key=lambda pair: (pair[1], pair[0]), reverse=True)[:k]
+            return [float(view.vector[0] @ np.array(self._vectors[name])) for name in ids]
+        weights = Counter[str]()
+        for term, weight in view.terms.items():
+            weights[term] += weight  # type: ignore[assignment]
+        for text, count in view.texts:
+            for term in self.analyze(text):
+                weights[term] += count  # type: ignore[assignment]
+        return [float(sum(weights[t] for t in self.analyze(self.texts[name]))) for name in ids]
 
     def analyze(self, text: str) -> list[str]:
         return text.split()

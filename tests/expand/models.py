@@ -9,7 +9,6 @@ import numpy as np
 
 from llmrank.api.first_stage import Indexed
 from llmrank.api.retriever import Retriever
-from llmrank.expand import Expansion, Kind, Scored
 from llmrank.plan import Answer, Ask, Embed, Vectors, Write, Written
 from llmrank.types import Document, Query, Status
 
@@ -72,40 +71,3 @@ def lexical(texts: Mapping[str, str], depth: int = 10) -> Indexed:
     """A BM25 index of documents."""
     documents = [Document(name, text) for name, text in texts.items()]
     return Retriever(documents).indexed(depth)
-
-
-class Vectored:
-    """Documents that are vectors."""
-
-    kinds: frozenset[Kind] = frozenset({"dense"})
-
-    def __init__(self, rows: Mapping[str, Sequence[float]], depth: int = 1) -> None:
-        self.rows, self.depth, self.size = rows, depth, len(rows)
-
-    def search(self, expansion: Expansion, k: int) -> list[Scored]:
-        """The documents with the largest inner products."""
-        (view,) = expansion.views
-        assert view.vector is not None
-        (query,) = view.vector
-        scores = [(name, float(np.dot(query, row))) for name, row in self.rows.items()]
-        return sorted(sorted(scores, reverse=True), key=lambda pair: -pair[1])[:k]
-
-    def analyze(self, text: str) -> list[str]:
-        """Not of vectors."""
-        raise NotImplementedError
-
-    def frequency(self, term: str) -> int:
-        """Not of vectors."""
-        raise NotImplementedError
-
-    def counts(self, document_id: str) -> Mapping[str, int]:
-        """Not of vectors."""
-        raise NotImplementedError
-
-    def vectors(self, ids: Sequence[str]) -> Vectors:
-        """The rows of these documents."""
-        return np.array([self.rows[name] for name in ids], dtype=np.float32)
-
-    def document(self, document_id: str) -> Document:
-        """Not of vectors."""
-        raise NotImplementedError

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from llmrank import Retriever, expand, trec
 from llmrank.errors import SpecError
-from llmrank.expand import Expansion, FirstStage
+from llmrank.expand import Expansion, FirstStage, NeedsIndex, NoIndex
 from llmrank.expand.feedback import _Adam, _toward_grades, _toward_order, log_odds
 from llmrank.plan import Answer, Ask, Drive, Embed, Grade, Grades, drive
 from llmrank.retrieve import english
 from llmrank.types import Query, Status
-from tests.expand.first_stages import Toy
+from tests.expand.first_stages import DENSE, Toy
 
 DATA = (Path(__file__).parents[2] / "../shared/data").resolve()
 TEXTS = {"a": "cat cat dog", "b": "cat fish", "c": "bird", "d": "sun"}
@@ -181,6 +181,12 @@ def test_vector_prf_by_hand() -> None:
     assert moved == pytest.approx([0.4 + 0.6 * 0.8, 0.6 * 0.4])
     moved = vector(run("vector_rocchio(k=1, alpha=2, beta=0.5)", first, answer=model()))
     assert moved == pytest.approx([2.5, 0])
+
+
+@pytest.mark.parametrize("method", ["vector_prf", "vector_rocchio", "rerank_feedback"])
+def test_feedback_without_an_index_asks_nothing(method: str) -> None:
+    with pytest.raises(NeedsIndex):
+        next(expand.parse(method).plan(QUERY, NoIndex(DENSE)))
 
 
 @pytest.mark.parametrize("method", ["vector_prf", "vector_rocchio", "rerank_feedback"])

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,9 +12,22 @@ from llmrank import expand
 from llmrank.errors import SpecError
 from llmrank.expand import Expander, Expansion, Kind, NeedsIndex, NoIndex
 from llmrank.expand.gate import nqc
-from llmrank.plan import Answer, Ask, Drive, Grade, Grades, Need, Write, Written, drive
+from llmrank.plan import (
+    Answer,
+    Ask,
+    Drive,
+    Embed,
+    Grade,
+    Grades,
+    Need,
+    Vectors,
+    Write,
+    Written,
+    drive,
+)
 from llmrank.types import Query, Status
-from tests.expand.first_stages import Toy
+from tests.expand.first_stages import BM25, DENSE, Toy
+from tests.expand.models import Model, Tasks
 
 QUERY = Query("q", "cat")
 TEXTS = {"a": "cat cat cat", "b": "cat cat", "c": "cat dog", "d": "dog dog", "e": "sun"}
@@ -132,20 +146,15 @@ def test_a_gate_is_for_what_is_inside_it() -> None:
     assert expand.parse("gated(hyde)").kinds == ("dense",)
     assert expand.parse("gated(rm3)").kinds == ("bm25",)
     write, grade = Need(Write, task="query2doc"), Need(Grade, labels=("yes", "no"))
-    bm25: frozenset[Kind] = frozenset({"bm25"})
-    assert expand.parse("gated(query2doc)").needs(bm25) == [write]
-    assert expand.parse("gated(query2doc, by=grade)").needs(bm25) == [write, grade]
-    assert expand.parse("gated(rm3, by=grade)").needs(bm25) == [grade]
+    assert expand.parse("gated(query2doc)").needs(BM25) == [write]
+    assert expand.parse("gated(query2doc, by=grade)").needs(BM25) == [write, grade]
+    assert expand.parse("gated(rm3, by=grade)").needs(BM25) == [grade]
 
 
 def test_fused_scores_are_no_gate() -> None:
-    class Both(NoIndex):
-        def __init__(self) -> None:
-            super().__init__("bm25")
-            self.kinds = frozenset({"bm25", "dense"})
-
+    both = NoIndex(BM25 | DENSE)
     with pytest.raises(SpecError, match="one first stage"):
-        next(expand.parse("gated(query2doc, by=scores)").plan(QUERY, Both()))
+        next(expand.parse("gated(query2doc, by=scores)").plan(QUERY, both))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +178,36 @@ def test_what_cannot_be_read(text: str) -> None:
         expand.parse(text)
 
 
-def test_without_an_index_nothing_is_asked() -> None:
-    plan = expand.parse("gated(query2doc, by=overlap)").plan(Query("q", "dough"), NoIndex("bm25"))
+@pytest.mark.parametrize("kinds", [BM25, DENSE])
+@pytest.mark.parametrize("by", ["overlap", "grade", "scores"])
+def test_without_an_index_nothing_is_asked(by: str, kinds: frozenset[Kind]) -> None:
+    plan = expand.parse(f"gated(query2doc, by={by})").plan(Query("q", "dough"), NoIndex(kinds))
     with pytest.raises(NeedsIndex, match="--corpus"):
         next(plan)
+
+
+@pytest.mark.parametrize("by", ["overlap", "scores"])
+@pytest.mark.parametrize("inner", ["hyde(n=1)", "vector_prf", "gated(hyde(n=1))"])
+def test_the_query_is_embedded_once(inner: str, by: str) -> None:
+    model = Model("one")
+    first = Toy({}, {"a": (3.0, 1.0), "b": (1.0, 0.0)})
+    alone = drive(expand.parse(inner).plan(QUERY, first), Model("one"))
+    found = drive(
+        expand.parse(f"gated({inner}, by={by}, least=0, below=9)").plan(QUERY, first), model
+    )
+    assert found.expanded
+    np.testing.assert_array_equal(vector_of(found), vector_of(alone))
+    asked = [item for item in model.asks if isinstance(item, Embed)]
+    assert [item.texts for item in asked if item.role == "query"] == [(QUERY.text,)]
+
+
+def test_a_query_that_was_not_embedded_is_not_known() -> None:
+    model = Tasks({"hyde": "one"})
+    found = drive(expand.parse("gated(hyde(n=1))").plan(QUERY, Toy({}, {"a": (1.0, 0.0)})), model)
+    assert (found.expanded, found.views) == (False, ())
+
+
+def vector_of(expansion: Expansion) -> Vectors:
+    (view,) = expansion.views
+    assert view.vector is not None
+    return view.vector

@@ -15,6 +15,7 @@ from llmrank.expand.generative import GRF_TASKS, HYDE_TASKS
 from llmrank.plan import Answer, Ask, Drive, Embed, Write, drive
 from llmrank.prompts import PromptSet
 from llmrank.types import Query, Status
+from tests.expand.first_stages import BM25, DENSE
 from tests.expand.models import LOST, QUERY, Model, Tasks, lengths, lexical
 
 DOUGH = {
@@ -26,7 +27,7 @@ DOUGH = {
 
 def _run(name: str, model: Callable[[Ask[Any]], Answer[Any]]) -> Expansion:
     expander = expand.parse(name)
-    return drive(expander.plan(QUERY, NoIndex(expander.family.kinds[0])), model)
+    return drive(expander.plan(QUERY, NoIndex(frozenset(expander.kinds[:1]))), model)
 
 
 def test_query2doc_keeps_every_sample() -> None:
@@ -44,8 +45,8 @@ def test_query2doc_keeps_every_sample() -> None:
 
 
 def test_samples_are_asked_in_one_round() -> None:
-    assert len(Drive(expand.parse("query2doc(n=3)").plan(QUERY, NoIndex("bm25"))).start()) == 3
-    assert len(Drive(expand.parse("hyde(n=5)").plan(QUERY, NoIndex("dense"))).start()) == 5
+    assert len(Drive(expand.parse("query2doc(n=3)").plan(QUERY, NoIndex(BM25))).start()) == 3
+    assert len(Drive(expand.parse("hyde(n=5)").plan(QUERY, NoIndex(DENSE))).start()) == 5
 
 
 @given(st.lists(st.none() | st.text(min_size=1, max_size=30), min_size=1, max_size=8))
@@ -103,7 +104,7 @@ def test_a_query_without_a_vector_finds_nothing_and_says_why() -> None:
 
 def test_query2doc_embeds_query_and_texts_as_one() -> None:
     model = Model("one")
-    plan = expand.parse("query2doc").plan(QUERY, NoIndex("dense"))
+    plan = expand.parse("query2doc").plan(QUERY, NoIndex(DENSE))
     (view,) = drive(plan, model).views
     assert view.vector is not None
     np.testing.assert_array_equal(view.vector, lengths([f"{QUERY.text}\none"]))
@@ -114,7 +115,7 @@ def test_query2doc_embeds_query_and_texts_as_one() -> None:
 def test_hyde_is_asked_for_by_task_and_language(task: str, language: str) -> None:
     expander = expand.parse(f"hyde(n=1, task={task}, language={language})")
     model = Model("one")
-    drive(expander.plan(QUERY, NoIndex("dense")), model)
+    drive(expander.plan(QUERY, NoIndex(DENSE)), model)
     asked = model.asks[0]
     assert isinstance(asked, Write)
     assert [need.task for need in expander.needs(frozenset())] == [asked.task]

@@ -1,22 +1,25 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
 from llmrank import expand
 from llmrank.errors import SpecError
-from llmrank.expand import Expansion, FirstStage, NoIndex
+from llmrank.expand import Expansion, FirstStage, NoIndex, Scored, View
 from llmrank.expand.reading import WORDS
 from llmrank.plan import Write, drive
 from llmrank.types import Query
-from tests.expand.models import QUERY, Tasks, Vectored, lexical
+from tests.expand.first_stages import BM25, DENSE, Toy
+from tests.expand.models import QUERY, Tasks, lexical
 
 LONG = " ".join(f"word{number}" for number in range(99))
 THREE = "Here are three:\n1. yeast in dough\n2. Gluten nets\n3. Why does dough rise?\n4. one more"
 
 
 def _run(name: str, model: Tasks, first: FirstStage | None = None) -> Expansion:
-    return drive(expand.parse(name).plan(QUERY, first or NoIndex("bm25")), model)
+    return drive(expand.parse(name).plan(QUERY, first or NoIndex(BM25)), model)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +57,7 @@ def test_rankings_of_queries_are_fused_by_rank() -> None:
 def test_dense_views_are_the_vectors_of_the_queries() -> None:
     table = {QUERY.text: (1, 0), "yeast": (0, 1), "gas": (1, 1)}
     model = Tasks({"subqueries": "yeast\ngas"}, table)
-    found = _run("subqueries", model, NoIndex("dense"))
+    found = _run("subqueries", model, NoIndex(DENSE))
     assert [view.vector.tolist() for view in found.views if view.vector is not None] == [
         [[1, 0]],
         [[0, 1]],
@@ -79,7 +82,7 @@ def test_without_another_query_the_plain_one_serves(name: str, text: str | None)
 @pytest.mark.parametrize("name", ["multi_query", "mixgr", "translate"])
 def test_without_vectors_nothing_is_found_and_the_note_says_so(name: str) -> None:
     said = dict.fromkeys(("multi_query", "subqueries", "translate"), "yeast")
-    found = _run(name, Tasks(said), NoIndex("dense"))
+    found = _run(name, Tasks(said), NoIndex(DENSE))
     assert (found.expanded, found.views) == (False, ())
     assert "could not be embedded" in found.note
 
@@ -90,7 +93,7 @@ MIXED = {"a": (3.0, 0.0), "b": (2.0, 1.0), "c": (0.0, 4.0), "d": (1.0, 1.5), "e"
 def test_mixgr_by_hand() -> None:
     table = {QUERY.text: (1, 0), "yeast": (0, 1), "gas": (0, 3)}
     model = Tasks({"subqueries": "yeast\ngas"}, table)
-    found = _run("mixgr(depth=2)", model, Vectored(MIXED))
+    found = _run("mixgr(depth=2)", model, Toy({}, MIXED, depth=1))
     # The query finds a, b, the mean (0, 2) of the sub-queries c, d. Of the union the first ranks
     # a, b, d, c and the second c, d, b, a; e is in neither.
     assert found.ranking == (
@@ -103,7 +106,7 @@ def test_mixgr_by_hand() -> None:
 
 def test_mixgr_goes_as_deep_as_is_wanted() -> None:
     model = Tasks({"subqueries": "yeast"}, {QUERY.text: (1, 0), "yeast": (0, 1)})
-    found = _run("mixgr(depth=1)", model, Vectored(MIXED, depth=5))
+    found = _run("mixgr(depth=1)", model, Toy({}, MIXED, depth=5))
     assert found.ranking is not None
     assert len(found.ranking) == 5
 
@@ -120,6 +123,35 @@ def test_mixgr_of_bm25_takes_the_mean_of_scores() -> None:
     assert found.ranking == (("all", 1 + 1 / 2), ("rise", 1))
 
 
+def test_mixgr_of_both_searches_has_four_views() -> None:
+    class Both(Toy):
+        def search(self, expansion: Expansion, k: int) -> list[Scored]:
+            (view,) = expansion.views
+            return (words if view.vector is None else meaning).search(expansion, k)
+
+        def score(self, view: View, ids: Sequence[str]) -> list[float]:
+            return (words if view.vector is None else meaning).score(view, ids)
+
+    texts = {"a": "why", "b": "yeast", "c": "sun"}
+    words, meaning = Toy(texts), Toy(texts, {"a": (1, 0), "b": (0.5, 0.5), "c": (0, 1)})
+    first = Both(texts, depth=1)
+    first.kinds = BM25 | DENSE
+    model = Tasks({"subqueries": "yeast"}, {QUERY.text: (1, 0), "yeast": (0, 1)})
+    found = _run("mixgr(depth=3)", model, first)
+    # By words the query ranks a and its part b; by vectors the one a, b, c, the other c, b, a.
+    assert found.ranking is not None
+    assert dict(found.ranking) == pytest.approx({"a": 2 + 1 / 3, "b": 2, "c": 1 / 3 + 1})
+    assert [name for name, _ in found.ranking] == ["a", "b", "c"]
+
+
+def test_mixgr_searches_no_deeper_than_it_is_told() -> None:
+    texts = {"rise": "why dough rise", "yeast": "yeast", "gas": "gas", "all": "dough yeast gas"}
+    for first in (Toy(texts, depth=1), Toy(texts, dict.fromkeys(texts, (1.0, 0.0)), depth=1)):
+        table = {QUERY.text: (1, 0), "yeast": (0, 1)}
+        _run("mixgr(depth=2)", Tasks({"subqueries": "yeast"}, table), first)
+        assert first.depths == [2, 2]
+
+
 def test_mixgr_without_an_index_is_its_views() -> None:
     found = _run("mixgr", Tasks({"subqueries": "yeast"}))
     assert (found.ranking, len(found.views), found.constant) == (None, 2, 0)
@@ -130,11 +162,12 @@ def test_mixgr_with_everything_found_is_the_fusion_of_its_views() -> None:
     rows = {f"d{i}": tuple(rng.normal(size=3)) for i in range(20)}
     table = {text: tuple(rng.normal(size=3)) for text in (QUERY.text, "yeast", "gas")}
     model = Tasks({"subqueries": "yeast\ngas"}, table)
-    rankings = [_run(f"mixgr(depth={k})", model, Vectored(rows)).ranking for k in (20, 99)]
+    first = Toy({}, rows, depth=1)
+    rankings = [_run(f"mixgr(depth={k})", model, first).ranking for k in (20, 99)]
     assert rankings[0] == rankings[1]
     assert rankings[0] is not None
     whole = dict(rankings[0])
-    cut = _run("mixgr(depth=6)", model, Vectored(rows)).ranking
+    cut = _run("mixgr(depth=6)", model, first).ranking
     assert cut is not None
     # What is missing in one view is ranked behind the rest of the union, so never worse than there.
     assert all(score >= whole[name] - 1e-12 for name, score in cut)
@@ -196,5 +229,5 @@ def test_wrong_parameters(text: str) -> None:
 
 
 def test_a_query_of_its_own_words_alone_is_not_another_one() -> None:
-    plan = expand.parse("translate").plan(Query("q", "Taxi"), NoIndex("bm25"))
+    plan = expand.parse("translate").plan(Query("q", "Taxi"), NoIndex(BM25))
     assert not drive(plan, Tasks({"translate": "taxi."})).expanded

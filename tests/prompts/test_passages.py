@@ -185,7 +185,7 @@ def tiktoken() -> Tokenizer:
 @pytest.fixture(scope="module")
 def smollm() -> tokens.Pretrained:
     pytest.importorskip("transformers")
-    from llmrank.backends.local import converted_default
+    from llmrank.backends.gguf import converted_default
 
     tokenizer = tokens.Pretrained(lambda: str(converted_default()))
     tokenizer.count("loaded")

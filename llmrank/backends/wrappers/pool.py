@@ -6,17 +6,20 @@ import asyncio
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Generic, TypeVar
 
 from llmrank.backends.tokens import Served
 from llmrank.backends.wrappers.base import side_by_side
 from llmrank.errors import InputError
 from llmrank.request import Backend, Model, Reply, Request, Tokenizer, Want
 
+B = TypeVar("B", bound=Backend)
 
-class _Member:
+
+class _Member(Generic[B]):
     """One server: what it has to do, and how it fared lately."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: B) -> None:
         self.backend = backend
         self.under_way = self.failed = 0
         self.newest = self.last_before_failure = 0
@@ -35,7 +38,7 @@ class _Member:
         return number, reply
 
 
-class Pool:
+class Pool(Generic[B]):
     """Backends with the same model; each request goes to the one with the fewest under way.
 
     One that fails `patience` times in a row, what was under way at the same time counting once, is
@@ -49,9 +52,7 @@ class Pool:
 
     batch = 1
 
-    def __init__(
-        self, members: Sequence[Backend], *, patience: int = 3, rest: float = 30.0
-    ) -> None:
+    def __init__(self, members: Sequence[B], *, patience: int = 3, rest: float = 30.0) -> None:
         names = {_name(member.identity) for member in members}
         if len(names) != 1:
             found = ", ".join(sorted(names)) or "none"
@@ -67,7 +68,7 @@ class Pool:
         return _name(self._members[0].backend.identity)
 
     @property
-    def members(self) -> list[Backend]:
+    def members(self) -> list[B]:
         """The backends, in the order given."""
         return [member.backend for member in self._members]
 
@@ -76,7 +77,7 @@ class Pool:
         """What every member can be asked for."""
         return frozenset.intersection(*(member.backend.wants for member in self._members))
 
-    def each(self, wrap: Callable[[Backend], Backend]) -> Pool:
+    def each(self, wrap: Callable[[B], Backend]) -> Pool[Backend]:
         """A pool of the same members, each wrapped, say to have limits of its own."""
         wrapped = [wrap(member.backend) for member in self._members]
         return Pool(wrapped, patience=self._patience, rest=self._rest)
@@ -104,11 +105,11 @@ class Pool:
         self._note_failure(member, number, reply.error)
         return replace(reply, error=self._told()) if self._all_rest() else reply
 
-    def _ready(self, member: _Member, now: float) -> bool:
+    def _ready(self, member: _Member[B], now: float) -> bool:
         tried = member.failed >= self._patience and member.under_way
         return member.rests_until <= now and not tried
 
-    def _note_failure(self, member: _Member, number: int, error: str) -> None:
+    def _note_failure(self, member: _Member[B], number: int, error: str) -> None:
         member.error = error
         if number <= member.last_before_failure:
             return
@@ -125,17 +126,13 @@ class Pool:
         return f"all {len(self._members)} servers fail: {each}"
 
 
-class ModelPool(Pool):
+class ModelPool(Pool[Model]):
     """A pool of models; text is read as the first one does."""
-
-    def __init__(self, members: Sequence[Model], *, patience: int = 3, rest: float = 30.0) -> None:
-        super().__init__(members, patience=patience, rest=rest)
-        self._models = members
 
     @property
     def tokenizer(self) -> Tokenizer:
         """How the model reads text; where the first server is away, another is asked for it."""
-        first, *others = (model.tokenizer for model in self._models)
+        first, *others = (model.tokenizer for model in self.members)
         if not isinstance(first, Served):
             return first
         return first.backed_by([other for other in others if isinstance(other, Served)])
@@ -143,7 +140,7 @@ class ModelPool(Pool):
     @property
     def counter(self) -> Tokenizer:
         """The same as far as no server has to be asked."""
-        return self._models[0].counter
+        return self.members[0].counter
 
 
 def _name(identity: str) -> str:
