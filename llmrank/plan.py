@@ -108,11 +108,16 @@ class Pick(Ask[Choice]):
 
 @dataclass(frozen=True, slots=True)
 class Grade(Ask[Grades]):
-    """Give the probability of each label for one document."""
+    """Give the probability of each label for one document.
+
+    The labels say how relevant it is to the query, or with a `task` what the prompt of that name
+    asks, of the document or the query alone too.
+    """
 
     query: Query
     doc: Document
     labels: tuple[str, ...] = ("yes", "no")
+    task: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +203,7 @@ def together(plans: Sequence[Plan[T]]) -> Plan[list[T]]:
 
 
 class Need(NamedTuple):
-    """What answering an ask takes: its kind, how it is read, the task of a text to write.
+    """What answering an ask takes: its kind, how it is read, the task of a text or a judgement.
 
     `labels` are those of a grade (empty where no grade is asked), `n` is the largest number of
     documents to pick in one call, and `words` the length of the passages that a method cuts
@@ -218,7 +223,7 @@ def need(item: Ask[Any]) -> Need:
     if isinstance(item, Pick):
         return Need(Pick, item.by, n=item.n)
     if isinstance(item, Grade):
-        return Need(Grade, labels=item.labels)
+        return Need(Grade, task=item.task, labels=item.labels)
     return Need(type(item), task=item.task) if isinstance(item, Write) else Need(type(item))
 
 

@@ -422,6 +422,14 @@ def _judgement(line: Line, *, is_beir: bool) -> tuple[str, str, int]:
 # ---- runs ----
 
 
+def write_qrels(target: Source, judgements: Iterable[tuple[str, str, int]]) -> None:
+    """Write (query id, document id, grade) in BEIR's layout, all or nothing."""
+    with _replacing(target) as stream:
+        stream.write(b"query-id\tcorpus-id\tscore\n")
+        for query, document, grade in judgements:
+            stream.write(f"{query}\t{document}\t{grade}\n".encode("utf-8", "surrogatepass"))
+
+
 def read_run_lines(source: Source) -> Iterator[tuple[Line, RunLine]]:
     """Yield the lines of a TREC run as they stand, each checked for itself."""
     for line in read_lines(source):

@@ -5,17 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 
-from llmrank.api.estimate import Estimate, estimate
+from llmrank.api.estimate import Estimate, estimate, estimate_pipeline, stand_in
 from llmrank.api.expansion import expand, expand_run
-from llmrank.api.generation import (
-    Example,
-    Recipe,
-    demonstrations,
-    draw,
-    funnel,
-    generate,
-    generate_folder,
-)
+from llmrank.api.exporting import Exported, export
 from llmrank.api.pipeline import Pipeline
 from llmrank.api.pipeline import parse as parse_pipeline
 from llmrank.api.pipeline import run as run_pipeline
@@ -32,20 +24,25 @@ from llmrank.api.simulation import (
     simulate,
     synthetic_cases,
 )
+from llmrank.api.synthesis import Passed, check_recipe, parse_recipe, shots, synthesize
+from llmrank.api.synthesis import first_stage_of as recipe_first_stage
+from llmrank.api.synthesis import needs_of as recipe_needs
 from llmrank.api.tuning import Tuned, search_tuned
+from llmrank.api.world import Corpus
 from llmrank.backends.wrappers import Caps
 from llmrank.types import Query, Ranking
 
 __all__ = [
     "Caps",
     "Case",
+    "Corpus",
     "Estimate",
-    "Example",
+    "Exported",
     "Inputs",
     "Noise",
+    "Passed",
     "Pipeline",
     "Prediction",
-    "Recipe",
     "Reranker",
     "Retriever",
     "RunInput",
@@ -54,24 +51,28 @@ __all__ = [
     "Tuned",
     "arerank",
     "check",
+    "check_recipe",
     "default_method",
     "demand",
-    "demonstrations",
-    "draw",
     "estimate",
+    "estimate_pipeline",
     "expand",
     "expand_run",
-    "funnel",
-    "generate",
-    "generate_folder",
+    "export",
     "judged_cases",
     "ndcg",
     "parse_pipeline",
+    "parse_recipe",
+    "recipe_first_stage",
+    "recipe_needs",
     "rerank",
     "rerank_run",
     "run_pipeline",
     "search_tuned",
+    "shots",
     "simulate",
+    "stand_in",
+    "synthesize",
     "synthetic_cases",
 ]
 

@@ -67,8 +67,11 @@ def effects(
 
 
 def weighted(expansion: Expansion) -> dict[str, float]:
-    """The weighted terms of the searches, the heaviest first."""
-    weights = {term: weight for view in expansion.views for term, weight in view.terms.items()}
+    """The terms of the searches, each with the largest weight that it has; the heaviest first."""
+    weights: dict[str, float] = {}
+    for view in expansion.views:
+        for term, weight in view.terms.items():
+            weights[term] = max(weight, weights.get(term, 0.0))
     return dict(sorted(weights.items(), key=lambda item: (-item[1], item[0])))
 
 

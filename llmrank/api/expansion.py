@@ -16,7 +16,7 @@ from llmrank.api.session import Session
 from llmrank.errors import InputError, SpecError
 from llmrank.evaluate import Qrels, Run
 from llmrank.expand import Expander, Expansion, FirstStage, Kind, NoIndex
-from llmrank.plan import Embed, Need, Write
+from llmrank.plan import Need
 from llmrank.store import RunFolder
 from llmrank.types import Query, Tally
 
@@ -37,7 +37,7 @@ def expand(
     """
     first = first or _unsearched(expander)
     needs = needs_of(expander, first.kinds)
-    check(session, first, needs, texts=shows_texts(needs))
+    check(session, first, needs, texts=expander.takes_texts)
     done: dict[int, Expansion] = {}
     total = Tally()
 
@@ -74,11 +74,6 @@ def check(session: Session, first: FirstStage, needs: Collection[Need], *, texts
     if isinstance(first, Indexed):
         encoder = session.encoder or session.model
         first.check(encoder.identity, texts=texts)
-
-
-def shows_texts(needs: Collection[Need]) -> bool:
-    """Whether documents are shown to a model."""
-    return any(needed.ask not in (Write, Embed) for needed in needs)
 
 
 def needs_of(expander: Expander, kinds: frozenset[Kind]) -> list[Need]:
@@ -129,6 +124,7 @@ def expand_run(
             effect = _effects(folder, expansions, found, retriever, first, qrels)
     manifest = {
         "expansion": str(expander),
+        **({} if retriever is None else {"search": retriever.describe()}),
         **session.describe(),
         "data": {"queries": fingerprint(source, "queries.jsonl")},
         "k": k,
@@ -136,8 +132,17 @@ def expand_run(
     }
     folder.write("manifest.json", manifest)
     told = summary(session, tally, len(expansions), started, 0)
-    folder.write("summary.json", {**told, **effect})
+    folder.write("summary.json", {**told, **embedded(session, retriever), **effect})
     return tally
+
+
+def embedded(session: Session, retriever: Retriever | None) -> dict[str, int]:
+    """What was sent to the embedding model, by the session and by the retriever together."""
+    meters = [session.encoder_meter] + ([] if retriever is None else [retriever.meter])
+    return {
+        "embedding_requests": sum(meter.requests for meter in meters),
+        "embedding_tokens": sum(meter.usage.prompt_tokens for meter in meters),
+    }
 
 
 def check_judged(queries: Sequence[Query], qrels: Qrels | None, *, searched: bool) -> None:

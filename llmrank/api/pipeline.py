@@ -12,8 +12,8 @@ import llmrank.expand as augmentations
 import llmrank.rerank as methods
 import llmrank.spec as spec
 import llmrank.trec as trec
-from llmrank.api.expansion import check, needs_of, record, shows_texts, with_texts
-from llmrank.api.first_stage import SEARCHES, searched_by
+from llmrank.api.expansion import check, embedded, needs_of, record, with_texts
+from llmrank.api.first_stage import SEARCHES, Indexed, searched_by
 from llmrank.api.retriever import Retriever
 from llmrank.api.runs import Progress, Result, fingerprint, summary, versions
 from llmrank.api.session import Session
@@ -61,11 +61,11 @@ class Pipeline:
     @property
     def shows_texts(self) -> bool:
         """Whether it needs the texts of documents."""
-        return self.method is not None or shows_texts(self.needs)
+        augments = self.expander is not None and self.expander.takes_texts
+        return self.method is not None or augments
 
-    def plan(self, query: Query, retriever: Retriever) -> Plan[Found]:
+    def plan(self, query: Query, first: Indexed) -> Plan[Found]:
         """Everything for one query."""
-        first = retriever.indexed(self.depth)
         if self.expander is not None:
             expansion = yield from staged(self.expander.plan(query, first), str(self.expander))
         else:
@@ -138,7 +138,8 @@ def run(
         if progress is not None:
             progress(len(result), result.tally)
 
-    session.run_sync(((query.id, pipeline.plan(query, retriever)) for query in asked), finished)
+    first = retriever.indexed(pipeline.depth)
+    session.run_sync(((query.id, pipeline.plan(query, first)) for query in asked), finished)
 
     hits = {query.id: tuple(found[query.id].hits) for query in asked}
     result.write(folder, lambda: iter(hits.items()), tag=str(pipeline).replace(" ", ""))
@@ -151,12 +152,14 @@ def run(
     data = {name: fingerprint(source, f"{name}.jsonl") for name, source in (sources or {}).items()}
     manifest = {
         "pipeline": str(pipeline),
+        "search": retriever.describe(),
         **session.describe(),
         "data": data,
         "versions": versions(),
     }
     folder.write("manifest.json", manifest)
-    folder.write("summary.json", summary(session, result.tally, len(result), started, 0))
+    told = summary(session, result.tally, len(result), started, 0)
+    folder.write("summary.json", {**told, **embedded(session, retriever)})
     return result.tally
 
 

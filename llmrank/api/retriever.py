@@ -14,7 +14,7 @@ import numpy as np
 from llmrank.api.closing import Closing, Lifeline
 from llmrank.api.first_stage import Indexed, Parts, check_encoder, searched_by
 from llmrank.api.reranker import Passage, candidate, candidates
-from llmrank.api.session import Settings, patient
+from llmrank.api.session import Settings, demand_keys, patient
 from llmrank.backends import connect_encoder
 from llmrank.backends.wrappers import Meter
 from llmrank.engine import run_sync
@@ -23,6 +23,7 @@ from llmrank.expand import Expansion
 from llmrank.plan import Embed, Vectors
 from llmrank.request import Backend, Request
 from llmrank.retrieve import (
+    BM25,
     BM25Index,
     DenseIndex,
     Engine,
@@ -51,8 +52,8 @@ class Retriever(Closing):
     of a list have their texts in the results. With an `index` folder the index is built there once
     and opened from there afterwards, memory-mapped; documents are then read only to check that they
     are those it was built from, and None opens it without. A dense index whose building was ended
-    goes on where it stopped. BM25 has k1 = .9, b = .4, Lucene's formula and by default English
-    analysis.
+    goes on where it stopped. BM25 is as `bm25` says: by default English analysis, Lucene's formula,
+    k1 = .9 and b = .4; what is given must be as an index in the folder was built.
 
     `hybrid` searches BM25 and dense and fuses the two lists: `rrf` by ranks, `minmax` and `zscore`
     by normalised scores, each with `dense_weight` (one half if None) against 1 - dense_weight, and
@@ -60,7 +61,7 @@ class Retriever(Closing):
 
     `engine` searches instead of an index: a function of the texts of queries and k that gives a
     list of (id, score) for each query. Documents then only give the results their texts, and it may
-    find no others.
+    find no others. `meter` counts what was sent to the embedding model.
     Close it, or use it as a context manager, where the embedding model is on a server.
     """
 
@@ -72,19 +73,18 @@ class Retriever(Closing):
         index: str | Path | None = None,
         encoder: str | None = None,
         encoder_url: str | None = None,
-        analyzer: str | None = None,
+        bm25: BM25 | None = None,
         fusion: Fusion = "rrf",
         dense_weight: float | None = None,
         engine: Engine | None = None,
     ) -> None:
-        searched_by(first_stage)
-        check_fusion(fusion, dense_weight)
-        if dense_weight is not None and first_stage != "hybrid":
-            raise InputError(f"a weight of dense search is for hybrid, not for {first_stage}")
-        if engine is not None and (first_stage, index, analyzer) != ("bm25", None, None):
+        bm25 = bm25 or BM25()
+        check_search(first_stage, bm25, fusion, dense_weight)
+        if engine is not None and (first_stage, index, bm25) != ("bm25", None, BM25()):
             raise InputError("an engine searches by itself", remedy="give it with documents alone")
         self.first_stage, self.fusion, self.dense_weight = first_stage, fusion, dense_weight
         self._engine = engine
+        self.meter = Meter()
         self._texts: dict[str, Document] = {}
         self._folder = Path(index) if index else None
         self._encoder: Backend | None = None
@@ -92,20 +92,15 @@ class Retriever(Closing):
         self.dense: DenseIndex | None = None
         if first_stage != "bm25":
             model = connect_encoder(encoder, base_url=encoder_url)
-            self._encoder = patient(model, Meter(), Settings(in_flight=1))
+            demand_keys(model)
+            self._encoder = patient(model, self.meter, Settings(in_flight=1))
         self._open = Lifeline(self, partial(_release, self._encoder))
         self._documents = self._kept(documents)
         self._check_built_from()
         if first_stage != "dense" and engine is None:
-            self.bm25 = self._opened(
-                "bm25", BM25Index.load, partial(_build_bm25, analyzer=analyzer or "english")
-            )
-            if analyzer not in (None, self.bm25.analyzer):
-                raise InputError(
-                    f"the index has the analyzer {self.bm25.analyzer!r}, not {analyzer!r}",
-                    path=self._folder,
-                    remedy="build another index",
-                )
+            build = partial(_build_bm25, bm25=bm25)
+            self.bm25 = self._opened("bm25", BM25Index.load, build)
+            bm25.check(self.bm25, self._folder)
         if first_stage != "bm25":
             self.dense = self._opened("dense", DenseIndex.load, self._build_dense)
             check_encoder(self.dense, self._identity)
@@ -165,6 +160,15 @@ class Retriever(Closing):
         if self._encoder is None:
             raise InputError("this retriever has no embedding model; its first stage is bm25")
         return embed(self._encoder, texts, role)
+
+    def describe(self) -> dict[str, object]:
+        """What a manifest says of the search."""
+        told: dict[str, object] = {"first_stage": self.first_stage}
+        if self.bm25 is not None:
+            told |= {name: getattr(self.bm25, name) for name in BM25.__slots__}
+        if self.first_stage == "hybrid":
+            told |= {"fusion": self.fusion, "dense_weight": self.dense_weight}
+        return told
 
     def close(self) -> None:
         """Close the connections to an embedding model; a second time does nothing."""
@@ -290,8 +294,20 @@ def _texts(queries: Sequence[str | Query]) -> list[str]:
     return [query.text if isinstance(query, Query) else query for query in queries]
 
 
-def _build_bm25(documents: Iterable[Document], folder: Path | None, *, analyzer: str) -> BM25Index:
-    index = BM25Index.build(documents, analyzer=analyzer)
+def check_search(first_stage: str, bm25: BM25, fusion: Fusion, dense_weight: float | None) -> None:
+    """`InputError` where there is no such first stage or fusion, or one has no use for the rest."""
+    searched_by(first_stage)
+    check_fusion(fusion, dense_weight)
+    if dense_weight is not None and first_stage != "hybrid":
+        raise InputError(f"a weight of dense search is for hybrid, not for {first_stage}")
+    if fusion != "rrf" and first_stage != "hybrid":
+        raise InputError(f"the fusion {fusion} is for hybrid; {first_stage} fuses nothing")
+    if first_stage == "dense" and bm25.given:
+        raise InputError(f"{', '.join(bm25.given)}: of BM25, which dense does without")
+
+
+def _build_bm25(documents: Iterable[Document], folder: Path | None, *, bm25: BM25) -> BM25Index:
+    index = BM25Index.build(documents, **bm25.given)
     if folder is None:
         return index
     index.save(folder)

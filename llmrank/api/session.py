@@ -101,10 +101,16 @@ def check(settings: Settings, backend: Backend, needs: Collection[Need]) -> None
                 f"prompt {template.name!r} takes {takes}; for {needed.task!r} it must be {needs_}"
             )
     slots = {slot_of(needed) for needed in worded}
-    for given in settings.prompts if worded else ():
+    for given in settings.prompts:
         if given not in slots:
-            asked = ", ".join(map(repr, sorted(slots)))
+            asked = ", ".join(map(repr, sorted(slots))) or "nothing in words"
             raise SpecError(f"the prompt for {given!r} would not be used; what is asked is {asked}")
+
+
+def demand_keys(model: Model) -> None:
+    """`BackendError` where a server of the model has no key to send anything with."""
+    for server in _servers(model):
+        server.wire.demand_key()
 
 
 def settle(
@@ -169,8 +175,7 @@ class Session(Closing):
         self.model = model or connect(settings.model, base_url=settings.base_url)
         self._minutes: dict[Model, Minute] = {}
         try:
-            for server in _servers(self.model):
-                server.wire.demand_key()
+            demand_keys(self.model)
             if journal is not None:
                 self.model = settle(self.model, journal, self._minute if settings.probe else None)
         except BaseException:

@@ -65,15 +65,16 @@ class SentenceEncoder:
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Vectors of texts: float32, shape (len(texts), dimensions)."""
-        vectors = self._model.encode(list(texts), batch_size=self.batch, show_progress_bar=False)
+        vectors = self.model.encode(list(texts), batch_size=self.batch, show_progress_bar=False)
         return np.asarray(vectors, dtype=np.float32).reshape(len(texts), -1)
 
     def count(self, text: str) -> int:
         """Tokens of a text."""
-        return len(self._model.tokenizer.tokenize(text))
+        return len(self.model.tokenizer.tokenize(text))
 
     @cached_property
-    def _model(self) -> Any:  # noqa: ANN401 - a lazily imported class
+    def model(self) -> Any:  # noqa: ANN401 - a lazily imported class
+        """The SentenceTransformer, loaded when it is first used."""
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging
 

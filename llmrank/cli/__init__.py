@@ -14,6 +14,8 @@ from llmrank.cli import (
     estimate,
     evaluate,
     expand,
+    export,
+    from_file,
     generate,
     methods,
     probe,
@@ -21,6 +23,7 @@ from llmrank.cli import (
     rerank,
     run,
     search,
+    show,
     simulate,
 )
 from llmrank.errors import LlmrankError
@@ -37,9 +40,11 @@ app = typer.Typer(
 )
 app.command("search")(search.search)
 app.command("rerank")(rerank.rerank)
-app.command("run", cls=run.FromFile)(run.run)
+app.command("run", cls=from_file.Pipeline)(run.run)
 app.command("expand")(expand.expand)
-app.command("generate")(generate.generate)
+app.command("generate", cls=from_file.Recipe)(generate.generate)
+app.command("export")(export.export)
+app.command("show")(show.show)
 app.command("eval")(evaluate.evaluate)
 app.command("estimate")(estimate.estimate)
 app.command("simulate")(simulate.simulate)
@@ -50,9 +55,9 @@ app.add_typer(prompts.app, name="prompts")
 
 @app.callback(invoke_without_command=True)
 def version(
-    show: bool = typer.Option(False, "--version", help="Print the version and leave."),
+    told: bool = typer.Option(False, "--version", help="Print the version and leave."),
 ) -> None:
-    if show:
+    if told:
         from llmrank import __version__
 
         typer.echo(f"llmrank {__version__}")

@@ -36,10 +36,12 @@ Qrels = Annotated[
 
 
 @o.with_model(embeds=True)
+@search.with_searching
 def expand(
     queries: o.Queries,
     settings: o.Settings,
     max_failures: float,
+    how: search.Searching,
     method: Method = "query2doc",
     corpus: Corpus = None,
     first_stage: FirstStage = None,
@@ -57,7 +59,7 @@ def expand(
     """
     from llmrank import api
     from llmrank import expand as expansion
-    from llmrank.api.expansion import needs_of, shows_texts
+    from llmrank.api.expansion import needs_of
     from llmrank.api.first_stage import searched_by
     from llmrank.store import RunFolder
 
@@ -70,7 +72,7 @@ def expand(
     screen.note(f"{expander} by {writer.identity}, into {out or UNNAMED}")
     asked = search.read_queries(queries, limit)
     judged = _judged(qrels, asked, searched=corpus is not None)
-    retriever = _opened(corpus, stage, index, settings, texts=shows_texts(needs))
+    retriever = _opened(corpus, stage, index, settings, how, texts=expander.takes_texts)
     folder = RunFolder(out or UNNAMED)
     with (
         api.Session(settings, folder.journal(), model=writer, embeds="dense" in kinds) as session,
@@ -99,12 +101,18 @@ def _judged(qrels: str | None, asked: list[Query], *, searched: bool) -> Judgeme
 
 
 def _opened(
-    corpus: str | None, stage: str, index: Path | None, settings: o.Settings, *, texts: bool
+    corpus: str | None,
+    stage: str,
+    index: Path | None,
+    settings: o.Settings,
+    how: search.Searching,
+    *,
+    texts: bool,
 ) -> Retriever | None:
     if corpus is None:
         return None
     encoder, url = settings.encoder, settings.encoder_url
-    return search.open_retriever(corpus, stage, index, encoder, url, texts=texts)
+    return search.open_retriever(corpus, stage, index, encoder, url, how, texts=texts)
 
 
 def _show(folder: Path, *, effects: bool, as_json: bool, lines: bool) -> None:

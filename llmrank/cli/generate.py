@@ -1,77 +1,110 @@
-"""`llmrank generate`: synthetic queries for the documents of a corpus."""
+"""`llmrank generate`: synthetic training data from the documents of a corpus, by a recipe."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import llmrank.cli.options as o
 import llmrank.cli.screen as screen
 import llmrank.cli.search as search
-from llmrank.errors import InputError
+
+if TYPE_CHECKING:
+    from llmrank.synth import HeldOut
 
 UNNAMED = Path("runs/generate")
+RECIPE = "random@100 >> write >> length >> copied >> round_trip >> unique"
 
 
-@o.with_model()
+@o.with_model(embeds=True)
+@search.with_searching
 def generate(
-    corpus: o.Corpus,
     settings: o.Settings,
     max_failures: float,
-    documents: Annotated[
-        int, typer.Option(min=1, help="Write for N documents, drawn at random.")
-    ] = 100,
-    per_document: Annotated[int, typer.Option(min=1, help="Queries to write per document.")] = 1,
-    round_trip: Annotated[
-        int,
-        typer.Option(min=1, help="Keep a query whose document BM25 finds among the first K."),
-    ] = 1,
+    how: search.Searching,
+    corpus: o.Corpus,
+    recipe: Annotated[
+        str, typer.Argument(help="Such as 'random@100 >> write >> mine', or a TOML file.")
+    ] = RECIPE,
     examples: Annotated[
         str | None,
         typer.Option(help='JSONL of {"document", "query"}: examples shown to the model.'),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the choice of documents.")] = 0,
+    held_out: Annotated[
+        str | None,
+        typer.Option(help="Test data in BEIR's layout: nothing near to it is kept (`guard`)."),
+    ] = None,
+    held_out_qrels: Annotated[
+        str | None, typer.Option(help="Judgements of the test data; their documents are left out.")
+    ] = None,
     index: search.Index = None,
     out: o.Out = None,
     as_json: o.Json = False,
 ) -> None:
-    """Write queries for documents, keep those that find their document again.
+    """Make training data: choose documents, write queries, filter, find negatives, label.
 
-    Writes examples.jsonl with the provenance of every example, dropped ones too, and the kept ones
-    in BEIR layout: queries.jsonl and qrels/train.tsv.
+    A TOML file has the recipe and any of the options by name (recipe, corpus, model, out ...); what
+    is given on the command line goes before it, and it before the environment. The same command
+    goes on where it was stopped. Writes examples.jsonl with the provenance of every example,
+    dropped ones too, the kept ones in BEIR's layout (queries.jsonl, qrels/), and report.html;
+    `llmrank export` makes of it what trainers read, `llmrank show` retells one example.
     """
     from llmrank import api, trec
-    from llmrank.backends import connect
-    from llmrank.plan import Need, Write
+    from llmrank.plan import Embed
     from llmrank.store import RunFolder
-    from llmrank.synth.queries import TASK
 
     started = time.perf_counter()
-    writer = connect(settings.model, base_url=settings.base_url)
-    api.check(settings, writer, [Need(Write, task=TASK)])
-    shown = api.demonstrations(examples) if examples else ()
-    chosen = api.draw(trec.read_corpus(corpus), documents, seed)
-    if not chosen:
-        raise InputError("no document with a text", path=corpus)
-    retriever = search.open_retriever(corpus, "bm25", index, None, None)
-    recipe = api.Recipe(n=per_document, k=round_trip, examples=shown, seed=seed)
+    steps = api.parse_recipe(recipe)
+    needs = api.recipe_needs(steps)
+    model = search.connected(settings, needs)
+    embeds = any(needed.ask is Embed for needed in needs)
+    shown = api.shots(examples) if examples else ()
+    test = _held_out(held_out, held_out_qrels)
+    retriever = None
+    if stage := api.recipe_first_stage(steps):
+        encoder, url = settings.encoder, settings.encoder_url
+        retriever = search.open_retriever(corpus, stage, index, encoder, url, how, texts=True)
+    world = api.Corpus(retriever, test)
+    api.check_recipe(steps, world)
     folder = RunFolder(out or UNNAMED)
-    screen.note(f"{len(chosen)} documents, {writer.identity}, into {folder.path}")
     with (
-        api.Session(settings, folder.journal(), model=writer) as session,
-        screen.progress("documents", len(chosen)) as progress,
+        api.Session(settings, folder.journal(), model=model, embeds=embeds) as session,
+        screen.steps() as progress,
     ):
-        made, tally = api.generate_folder(
-            session, chosen, retriever.find, recipe, folder, source=corpus, progress=progress
+        screen.note(f"{steps} by {session.model.identity}, into {folder.path}")
+        tally, funnel = api.synthesize(
+            session,
+            steps,
+            trec.read_corpus(corpus),
+            folder,
+            world=world,
+            shown=shown,
+            sources={"corpus": corpus, **({"queries": held_out} if held_out else {})},
+            progress=progress,
         )
     screen.outcome(tally, session.sent, time.perf_counter() - started)
-    counts = api.funnel(made)
-    screen.note(", ".join(f"{count} {name}" for name, count in counts.items()))
+    for passed in funnel:
+        screen.note(f"  {passed.kept:,} of {passed.came:,} {passed.step}")
     if as_json:
         typer.echo((folder.path / "summary.json").read_text(encoding="utf-8"), nl=False)
     elif out is None:
         typer.echo((folder.path / "examples.jsonl").read_text(encoding="utf-8"), nl=False)
     api.demand(tally, max_failures)
+
+
+def _held_out(queries: str | None, qrels: str | None) -> HeldOut | None:
+    """Test queries, and the documents that are relevant to one of them."""
+    from llmrank import trec
+    from llmrank.errors import InputError
+    from llmrank.synth import HeldOut
+
+    if queries is None:
+        if qrels is not None:
+            raise InputError("judgements of no test data", remedy="name it with --held-out")
+        return None
+    judged = trec.read_qrels(qrels) if qrels is not None else {}
+    relevant = {name for grades in judged.values() for name, grade in grades.items() if grade > 0}
+    return HeldOut(tuple(trec.read_queries(queries)), frozenset(relevant))

@@ -11,21 +11,23 @@ import llmrank.cli.screen as screen
 
 if TYPE_CHECKING:
     from llmrank.rerank import Method
+    from llmrank.synth import Step
 
 Count = Annotated[int, typer.Option("--n", min=2, help="Candidates of a query in the table.")]
 SHOWN = ("method", "asks", "calls", "rounds", "source")
 INNER = "sliding"
 EXPANSION = "query2doc"
+INSIDE = "yesno"
 
 
 def methods(n: Count = 100, as_json: o.Json = False) -> None:
-    """List the reranking and expansion methods: what they ask, calls and rounds, source.
+    """List reranking methods, expansions and the steps of recipes: what they ask, cost, source.
 
     Calls and rounds are those of a synthetic query with n candidates, whose first-stage order a
     judge confirms; a worse order takes some methods more. --json has the formulas too, and `exact`:
     how many of the top places are right if every answer is.
     """
-    from llmrank import expand, rerank
+    from llmrank import expand, rerank, synth
 
     rows = [
         _told(rerank.Method(name, inner=rerank.Method(INNER) if family.inner else None), n)
@@ -39,11 +41,27 @@ def methods(n: Count = 100, as_json: o.Json = False) -> None:
         }
         for name, family in expand.METHODS.items()
     ]
+    steps = [_step(step) for step in synth.STEPS.values()]
     if as_json:
-        screen.show({"reranking": rows, "expansion": expansions})
+        screen.show({"reranking": rows, "expansion": expansions, "recipes": steps})
         return
     screen.table(SHOWN, [[str(row[key]) for key in SHOWN] for row in rows], f"Reranking, n = {n}")
     screen.table(list(expansions[0]), [list(row.values()) for row in expansions], "Expansion")
+    told = "Steps of recipes (llmrank generate)"
+    screen.table(list(steps[0]), [list(row.values()) for row in steps], told)
+
+
+def _step(step: type[Step]) -> dict[str, str]:
+    from llmrank import rerank
+    from llmrank.synth.base import DocumentFilter, Stage, Writer
+
+    kinds = {DocumentFilter: "document filter", Writer: "writer", Stage: "stage"}
+    made = step(rerank.parse(INSIDE)) if step.ranks == "must" else step()
+    return {
+        "step": str(made).replace(str(made.method), INSIDE),
+        "kind": next((name for kind, name in kinds.items() if issubclass(step, kind)), "choice"),
+        "source": step.paper,
+    }
 
 
 def _told(method: Method, n: int) -> dict[str, object]:

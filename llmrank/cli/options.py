@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -212,30 +213,42 @@ def with_model(*, embeds: bool = False) -> Callable[[Callable[..., None]], Calla
     One that takes `max_failures` gets it beside them; one that `embeds` also has the options of an
     embedding model.
     """
+
+    def made(chosen: dict[str, Any]) -> dict[str, object]:
+        limit = chosen.pop("max_failures")
+        return {"settings": settings(**chosen), "max_failures": limit}
+
     shared = {**_SHARED, **(_EMBEDDING if embeds else {})}
+    return partial(with_options, shared, ("settings", "max_failures"), made)
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = inspect.signature(command, eval_str=True).parameters
-        kept = {k: p for k, p in own.items() if k not in ("settings", "max_failures")}
-        added = {
-            name: inspect.Parameter(name, _KEYWORD, default=default, annotation=annotation)
-            for name, (annotation, default) in shared.items()
-        }
-        parameters = [p.replace(kind=_KEYWORD) for p in (*kept.values(), *added.values())]
 
-        @functools.wraps(command)
-        def run(**given: Any) -> None:  # noqa: ANN401 - typer has checked every option
-            chosen = {name: given.pop(name) for name in shared}
-            limit = chosen.pop("max_failures")
-            if "max_failures" in own:
-                given["max_failures"] = limit
-            command(settings=settings(**chosen), **given)
+def with_options(
+    shared: Mapping[str, tuple[object, object]],
+    replaced: Collection[str],
+    made: Callable[[dict[str, Any]], dict[str, object]],
+    command: Callable[..., None],
+) -> Callable[..., None]:
+    """The command with shared options in the place of the arguments `replaced`.
 
-        run.__dict__["__signature__"] = inspect.Signature(parameters)
-        run.__annotations__ = {p.name: p.annotation for p in parameters}
-        return run
+    `made` gives these by name from what was chosen; those that the command has not are left out.
+    """
+    own = inspect.signature(command, eval_str=True).parameters
+    kept = [parameter for name, parameter in own.items() if name not in replaced]
+    added = [
+        inspect.Parameter(name, _KEYWORD, default=default, annotation=annotation)
+        for name, (annotation, default) in shared.items()
+    ]
+    parameters = [parameter.replace(kind=_KEYWORD) for parameter in (*kept, *added)]
 
-    return decorate
+    @functools.wraps(command)
+    def run(**given: Any) -> None:  # noqa: ANN401 - typer has checked every option
+        arguments = made({name: given.pop(name) for name in shared})
+        taken = {name: value for name, value in arguments.items() if name in own}
+        command(**taken, **given)
+
+    run.__dict__["__signature__"] = inspect.Signature(parameters)
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
 
 
 def settings(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,21 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
         # A file or a pipe gets whole lines, whatever the width of the terminal.
         console = Console(highlight=False, width=1 << 20)
     console.print(drawn)
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str, int, Tally], None]]:
+    """A line on standard error that says how far a step is; silent where that is no terminal."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(stderr=True)
+    with console.status("") as line:
+
+        def update(step: str, count: int, tally: Tally) -> None:
+            line.update(escape(f"{count:,} through {step} ({tally.asks:,} asks)"))
+
+        yield update
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import llmrank.spec as spec
 from llmrank.errors import SpecError
 from llmrank.expand.base import Expansion, FirstStage, Kind, NeedsIndex, Scored, View, plain
 from llmrank.expand.feedback import rerank_feedback, rm3, rocchio, vector_prf, vector_rocchio
-from llmrank.expand.gate import gated
+from llmrank.expand.gate import gate_grades, gated
 from llmrank.expand.generative import (
     grf,
     grf_prompts,
@@ -50,15 +50,17 @@ class Family:
     """An augmentation before its parameters are set.
 
     `kinds` are the first stages that it is for, its own first, and `tasks` the texts that it has
-    written, which may depend on the parameters, as may whether it has documents graded. An `inner`
-    augmentation is for what the one inside it is for.
+    written, which may depend on the parameters, as may how many documents at most it has graded for
+    a query and whether it `reads` the texts of documents itself. An `inner` augmentation is for
+    what the one inside it is for.
     """
 
     plan: Callable[..., Plan[Expansion]]
     kinds: tuple[Kind, ...]
     source: str
     tasks: Callable[[Mapping[str, Any]], Sequence[str]] = lambda _: ()
-    grades: Callable[[Mapping[str, Any]], bool] = lambda _: False
+    graded: Callable[[Mapping[str, Any]], int] = lambda _: 0
+    reads: Callable[[Mapping[str, Any]], bool] = lambda _: False
     inner: bool = False
 
 
@@ -71,7 +73,7 @@ METHODS: Mapping[str, Family] = {
         query2doc, ("bm25", "dense"), "query2doc, arXiv 2303.07678", _always("query2doc")
     ),
     "hyde": Family(hyde, ("dense",), "HyDE, arXiv 2212.10496", hyde_prompts),
-    "grf": Family(grf, ("bm25",), "GRF, arXiv 2304.13157", grf_prompts),
+    "grf": Family(grf, ("bm25",), "GRF, arXiv 2304.13157, 2305.07477", grf_prompts),
     "keywords": Family(keywords, ("bm25",), "Q2E, arXiv 2305.03653", keyword_prompts),
     "multi_query": Family(
         multi_query, ("bm25", "dense"), "RAG-Fusion, arXiv 2402.03367", _always("multi_query")
@@ -79,7 +81,13 @@ METHODS: Mapping[str, Family] = {
     "subqueries": Family(
         subqueries, ("bm25", "dense"), "least-to-most, arXiv 2205.10625", _always("subqueries")
     ),
-    "mixgr": Family(mixgr, ("dense", "bm25"), "MixGR, arXiv 2407.10691", _always("subqueries")),
+    "mixgr": Family(
+        mixgr,
+        ("dense", "bm25"),
+        "MixGR, arXiv 2407.10691",
+        _always("subqueries"),
+        reads=lambda given: bool(given["propositions"]),
+    ),
     "clarify": Family(
         clarify,
         ("bm25", "dense"),
@@ -97,13 +105,13 @@ METHODS: Mapping[str, Family] = {
         rerank_feedback,
         ("dense",),
         "ReFIT, arXiv 2305.11744; FIRST, arXiv 2406.15657",
-        grades=lambda _: True,
+        graded=lambda given: int(given["depth"]),
     ),
     "gated": Family(
         gated,
         ("bm25", "dense"),
         "overlap; grades; NQC, Shtok et al. 2012",
-        grades=lambda given: given["by"] == "grade",
+        graded=gate_grades,
         inner=True,
     ),
 }
@@ -150,11 +158,23 @@ class Expander:
         """What it asks where the first stage searches by these."""
         asked = [] if self.inner is None else self.inner.needs(frozenset())
         asked += [Need(Write, task=task) for task in self.family.tasks(self.parameters)]
-        if self.family.grades(self.parameters):
+        if self.family.graded(self.parameters):
             asked.append(need(Grade(Query("", ""), Document("", ""))))
         if "dense" in kinds:
             asked.append(Need(Embed))
         return list(dict.fromkeys(asked))
+
+    @property
+    def takes_texts(self) -> bool:
+        """Whether it needs the texts of documents."""
+        inner = self.inner is not None and self.inner.takes_texts
+        return inner or self.family.reads(self.parameters) or self.graded > 0
+
+    @property
+    def graded(self) -> int:
+        """How many documents at most it has graded for a query."""
+        inner = 0 if self.inner is None else self.inner.graded
+        return inner + self.family.graded(self.parameters)
 
     def plan(self, query: Query, first: FirstStage) -> Plan[Expansion]:
         """Expand one query for a first stage."""

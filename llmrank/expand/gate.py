@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean, pstdev
+from typing import Any
 
 from llmrank.errors import SpecError
 from llmrank.expand.base import Expansion, FirstStage, NeedsIndex, check_shares, plain
@@ -71,6 +72,12 @@ def gated(
     before, after = (_mean(graded, names) for names in (old, new))
     note = f"grade@{k} {after:.3f} against {before:.3f}"
     return _decided(base, found, after > before, note)
+
+
+def gate_grades(parameters: Mapping[str, Any]) -> int:
+    """How many documents at most a gate has graded for a query: the first k of both lists."""
+    by = parameters["by"]
+    return 2 * (int(parameters["k"]) or _DEPTHS[by]) if by == "grade" else 0
 
 
 def _by_scores(

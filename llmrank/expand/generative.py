@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from llmrank.expand.base import (
     vectors,
     write,
 )
+from llmrank.expand.feedback import rm3
 from llmrank.expand.reading import keywords as read_keywords
 from llmrank.expand.reading import prose
 from llmrank.expand.weights import divided, largest, total
@@ -112,6 +114,7 @@ def grf(
     tasks: str = "all",
     terms: int = 50,
     original_query_weight: float = 0.5,
+    prf: bool = False,
 ) -> Plan[Expansion]:
     """Generative relevance feedback: the terms of texts written for the query, weighted as by RM3.
 
@@ -120,6 +123,11 @@ def grf(
     w * p(t | query) + (1 - w) * p(t | texts), p being its share of the terms; of the texts the
     `terms` most frequent terms that the index knows are kept, their shares summing to 1. All texts
     are asked for in one round. The paper tunes both parameters by cross-validation.
+
+    With `prf` the index has its say as well: what these weights find and what `rm3` finds for the
+    query (with its defaults) are fused by the sum of 1 / (60 + rank). Mackie et al. 2023, arXiv
+    2305.07477, where the two are weighted by cross-validation; here they count the same. Where only
+    one of them has terms it serves alone, and the note says why.
     """
     prompts = grf_prompts({"tasks": tasks})
     check_counts(terms=terms)
@@ -130,11 +138,25 @@ def grf(
     answers = yield from ask_all([Write(prompt, inputs) for prompt in prompts])
     texts = tuple(filter(None, map(prose, usable(answers))))
     known = Counter(term for term in first.analyze("\n".join(texts)) if first.frequency(term))
-    if not known:
-        return (yield from plain(query, first, answers))
-    model = divided(largest(known, terms), 1)
-    weights = total([(original_query_weight, own), (1 - original_query_weight, model)])
-    return Expansion(query, (View(terms=weights),), texts, tuple(answers))
+    found = yield from plain(query, first, answers)
+    if known:
+        model = divided(largest(known, terms), 1)
+        weights = total([(original_query_weight, own), (1 - original_query_weight, model)])
+        found = Expansion(query, (View(terms=weights),), texts, tuple(answers))
+    return (yield from _with_prf(found, first)) if prf else found
+
+
+def _with_prf(generated: Expansion, first: FirstStage) -> Plan[Expansion]:
+    """A generative expansion beside that of `rm3`; one of them where the other has no terms."""
+    fed = yield from rm3(generated.query, first)
+    if not fed.expanded:
+        note = "; ".join(filter(None, (generated.note, f"rm3: {fed.note}")))
+        return replace(generated, note=note)
+    if not generated.expanded:
+        return replace(
+            generated, views=fed.views, expanded=True, note=f"{generated.note}, rm3 alone"
+        )
+    return replace(generated, views=(*generated.views, *fed.views))
 
 
 def keywords(

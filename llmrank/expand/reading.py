@@ -19,6 +19,7 @@ CHARACTERS = 512
 KEYWORD_WORDS = 6
 """A longer piece of a list of keywords is a sentence."""
 
+_ENDS = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])|\n+")
 _MARKER = re.compile(r"\A\s*(?:[-*+•–·]\s+|#{1,6}\s+|\**\(?\d{1,2}[.)]\**(?!\d)\s*)")
 _INLINE = re.compile(r"\s(?=\(?\d{1,2}[.)]\s)")
 _LABEL = re.compile(
@@ -57,6 +58,20 @@ def prose(text: str) -> str:
     """A text without list markers, labels, emphasis and the lines that announce something."""
     lines = [line for line in _lines(text) if not _is_chatter(line, ":：!")]
     return "\n".join(filter(None, map(_bare, lines)))
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, each once, by its punctuation and line breaks.
+
+    An abbreviation before a space ends one too. What has no word is none, nor what has a lone
+    surrogate, which no server takes.
+    """
+    found = (" ".join(piece.split()) for piece in _ENDS.split(text))
+    return [
+        unit
+        for unit in dict.fromkeys(found)
+        if re.search(r"\w", unit) and not _SURROGATE.search(unit)
+    ]
 
 
 def rewrites(

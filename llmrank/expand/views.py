@@ -10,6 +10,7 @@ from llmrank.errors import SpecError
 from llmrank.expand.base import (
     Expansion,
     FirstStage,
+    NeedsIndex,
     Scored,
     View,
     check_counts,
@@ -19,7 +20,9 @@ from llmrank.expand.base import (
     vectors,
     write,
 )
+from llmrank.expand.propositions import Column, proposition_views
 from llmrank.expand.reading import WORDS, prose, rewrites
+from llmrank.expand.scripts import in_script_of
 from llmrank.plan import Answer, Plan, Written
 from llmrank.types import Query
 
@@ -52,21 +55,30 @@ def subqueries(
     return (yield from _searched(query, first, answers, n=n, constant=constant))
 
 
-def mixgr(query: Query, first: FirstStage, *, n: int = 3, depth: int = 200) -> Plan[Expansion]:
-    """Query and sub-queries as two views of a document, every score known in both.
+def mixgr(
+    query: Query, first: FirstStage, *, n: int = 3, depth: int = 200, propositions: bool = False
+) -> Plan[Expansion]:
+    """Query and sub-queries as views of a document, every score known in each.
 
-    Cai et al. 2024, arXiv 2407.10691: a document's score for the sub-queries is the mean over them;
-    of the union of the `depth` best of each view every document is ranked in both, and the fused
-    score is the sum of 1 / rank, ranks from 1. The views of propositions are left out: the index
-    holds documents. A document without any term of a view has no rank in it under BM25. Without an
-    index the views are given as they are.
+    Cai et al. 2024, arXiv 2407.10691. A document's score for the sub-queries is the mean over them.
+    Of the union of the `depth` best of each view every document is ranked in both, and the fused
+    score is the sum of 1 / rank, ranks from 1. A document without any term of a view has no rank in
+    it under BM25. Without an index the views are given as they are.
+
+    With `propositions` the fused views are the paper's three: query and document; the query and the
+    best unit of a document; the mean over the sub-queries of the best unit of each. A unit is a
+    sentence, where the paper has a model rewrite the whole corpus into propositions before any
+    query comes. That takes the texts of the documents, and for dense search their embedding.
     """
     check_counts(depth=depth)
+    if propositions and not first.size:
+        raise NeedsIndex
     answers = yield from _list(query, "subqueries", n)
     parts, note = rewrites(answers, query, n)
     if not parts:
         return (yield from plain(query, first, answers, note or _NO_OTHER))
     views: list[View] = []
+    embedded = None
     if "bm25" in first.kinds:
         mean = tuple((part, 1 / len(parts)) for part in parts)
         views += [View(((query.text, 1.0),)), View(mean)]
@@ -78,7 +90,14 @@ def mixgr(query: Query, first: FirstStage, *, n: int = 3, depth: int = 200) -> P
         means = embedded[:1], embedded[1:].mean(axis=0, keepdims=True)
         views += [View(vector=vector) for vector in means]
     found = Expansion(query, tuple(views), parts, tuple(answers), constant=0.0, note=note)
-    return replace(found, ranking=_complete(found, first, depth)) if first.size else found
+    if not first.size:
+        return found
+    union = _union(found, first, depth)
+    columns = [_column(first, view, union) for view in views]
+    if propositions:
+        texts = query.text, *parts
+        columns = columns[::2] + (yield from proposition_views(first, union, texts, embedded))
+    return replace(found, ranking=_fused(union, columns))
 
 
 def clarify(query: Query, first: FirstStage, *, beside: bool = True) -> Plan[Expansion]:
@@ -102,11 +121,16 @@ def translate(
     """The query in the language of the documents.
 
     Query translation, Oard 1998. With `beside` the translation is searched beside the query, which
-    pays where encoder or names are shared between the languages, else in its place.
+    pays where encoder or names are shared between the languages, else in its place. A reply without
+    a letter of the language's script, where that is known by the language's English name, is none.
     """
     if not language.strip():
         raise SpecError("language is empty")
     answers = yield from write(query, "translate", 1, also=(("language", language.strip()),))
+    texts, _ = rewrites(answers, query, 1)
+    if not all(in_script_of(language, text) for text in texts):
+        note = f"the translation is not written as {language.strip()} is"
+        return (yield from plain(query, first, answers, note))
     return (yield from _searched(query, first, answers, beside=beside))
 
 
@@ -146,16 +170,25 @@ def _searches(first: FirstStage, texts: Sequence[str]) -> Plan[tuple[View, ...]]
     return tuple(views)
 
 
-def _complete(found: Expansion, first: FirstStage, depth: int) -> tuple[Scored, ...]:
-    """The union of what the views find, by the sum of 1 / rank over all of them."""
+def _union(found: Expansion, first: FirstStage, depth: int) -> list[str]:
+    """What any of the views finds, names falling."""
     depth = max(depth, first.depth)
     lists = [first.search(replace(found, views=(view,)), depth) for view in found.views]
-    # The sorts are stable, and the names fall.
-    union = sorted({name for hits in lists for name, _ in hits}, reverse=True)
+    return sorted({name for hits in lists for name, _ in hits}, reverse=True)
+
+
+def _column(first: FirstStage, view: View, union: Sequence[str]) -> Column:
+    """The score of each document in a view; None for what a search by words does not find."""
+    scores = first.score(view, union)
+    return [score if score > 0 or view.vector is not None else None for score in scores]
+
+
+def _fused(union: Sequence[str], columns: Sequence[Column]) -> tuple[Scored, ...]:
+    """The documents by the sum of 1 / rank over the columns that rank them."""
     totals: dict[str, list[float]] = {name: [] for name in union}
-    for view in found.views:
-        pairs = zip(union, first.score(view, union), strict=True)
-        known = [pair for pair in pairs if pair[1] > 0 or view.vector is not None]
+    for column in columns:
+        # The sorts are stable, and the names fall.
+        known = [(n, score) for n, score in zip(union, column, strict=True) if score is not None]
         for rank, (name, _) in enumerate(sorted(known, key=_falling), start=1):
             totals[name].append(1 / rank)
     return tuple(sorted(((name, math.fsum(parts)) for name, parts in totals.items()), key=_falling))

@@ -112,7 +112,7 @@ class PromptSet:
         """The template for whatever needs this."""
         if needed.ask not in KINDS:
             raise SpecError(f"no prompt can word an ask of the kind {needed.ask.__name__}")
-        graded = needed.ask is Grade and needed.labels not in ((), YES_NO)
+        graded = needed.ask is Grade and needed.labels not in ((), YES_NO) and not needed.task
         return self._template(slot_of(needed), KINDS[needed.ask], SCALE if graded else "")
 
     def check(self, needed: Need) -> None:
@@ -155,6 +155,8 @@ class PromptSet:
                 raise SpecError(
                     f"prompt {template.name!r} is for `{template.ask}`, `{slot}` needs `{kind}`"
                 )
+            if slot == "grade" and template.inputs:
+                raise SpecError(f"prompt {template.name!r} judges no relevance: it has `inputs`")
             self._loaded[slot, name] = template
         return self._loaded[slot, name]
 
@@ -203,7 +205,7 @@ class PromptSet:
         stand between the prompt and what is measured.
         """
         values, shown, cut = self._values(item, template, most)
-        if self.pairs and isinstance(item, Grade):
+        if self.pairs and isinstance(item, Grade) and not item.task:
             return Request(
                 ask=item,
                 want="pair",
@@ -319,13 +321,13 @@ def _seed(sample: int, texts: Sequence[str]) -> int:
 
 
 def slot_of(needed: Need) -> str:
-    """Where a template for this is put: the kind of ask, or the write task."""
+    """Where a template for this is put: the kind of ask, or the task."""
     return needed.task or KINDS[needed.ask]
 
 
 def want_of(needed: Need, given: Collection[Want] = ()) -> Want:
-    """What a backend must be able to give; a grade is that of a pair where it gives those."""
-    if needed.ask is Grade and "pair" in given:
+    """What a backend must be able to give; relevance is that of a pair where it gives those."""
+    if needed.ask is Grade and not needed.task and "pair" in given:
         return "pair"
     if needed.by == "labels":
         return "labels"
@@ -403,15 +405,21 @@ def example(
     given: Mapping[str, str | tuple[tuple[str, ...], ...]] = {
         "query": query,
         "document": docs[0].text,
+        "documents": tuple((document.text,) for document in docs),
         "examples": (),
     }
     asks: Mapping[Kind, Ask[Any]] = {
         "order": Order(asked, docs),
         "pick": Pick(asked, docs),
-        "grade": Grade(asked, docs[0], tuple(template.labels) or ("3", "2", "1", "0")),
+        "grade": Grade(
+            asked,
+            docs[0],
+            tuple(template.labels) or ("3", "2", "1", "0"),
+            template.name if template.inputs else "",
+        ),
         "likelihood": Likelihood(asked, docs[0]),
         "attend": Attend(asked, docs),
         "write": Write(template.name, tuple((key, given.get(key, "")) for key in template.inputs)),
     }
-    slot = template.name if template.ask == "write" else template.ask
+    slot = template.name if template.inputs else template.ask
     return PromptSet({slot: name}, tokenizer=tokenizer).render(asks[template.ask])

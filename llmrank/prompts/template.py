@@ -88,7 +88,8 @@ class Template(BaseModel):
     """A checked prompt template.
 
     Chat templates fill `messages`; plain ones fill `text`. Likelihood templates end where the
-    query would begin and give it as `target`. `inputs` names what a write template is filled with.
+    query would begin and give it as `target`. `inputs` names what a write template is filled with,
+    or which of query and passage a grade is about that is no judgement of relevance.
     Passages are cut to `passage_words` and `passage_tokens`, and `truncation` says which part of a
     long one is kept; a template that gives neither limit cuts to `PASSAGE_WORDS`.
     `cases` says whether the labels of a grade are read in other cases too.
@@ -150,10 +151,12 @@ class Template(BaseModel):
         used = self._placeholders(path, *self._texts, self.target)
         if (self.ask == "grade") != (bool(self.labels) or "labels" in used):
             raise InputError("`labels` belong to grade templates, all of them", path=path)
-        if (self.ask == "write") != bool(self.inputs):
+        if self.ask == "write" and not self.inputs:
             raise InputError("`inputs` belong to write templates, all of them", path=path)
+        if self.inputs and not (self.ask == "write" or set(self.inputs) <= self._graded):
+            raise InputError("`inputs` are for texts, and for grades `query`, `passage`", path=path)
         self._check_labels(path)
-        expected = PLACEHOLDERS.get(self.ask, frozenset(self.inputs))
+        expected = frozenset(self.inputs) or PLACEHOLDERS[self.ask]
         if not expected <= used <= expected | OPTIONAL.get(self.ask, frozenset()):
             raise InputError(
                 f"the template uses {sorted(used)}",
@@ -168,6 +171,10 @@ class Template(BaseModel):
             raise InputError("`target` is the query alone, without the passage", path=path)
         if self.ask != "write":
             self._try(path)
+
+    @property
+    def _graded(self) -> frozenset[str]:
+        return PLACEHOLDERS["grade"] if self.ask == "grade" else frozenset()
 
     def _try(self, path: Path) -> None:
         """Fill with stand-ins, so that a failing expression is found before anything is paid."""

@@ -2,7 +2,7 @@
 
 from llmrank.retrieve._folder import distinct
 from llmrank.retrieve.analysis import ANALYZERS, english, plain
-from llmrank.retrieve.bm25 import BM25Index, score_passages
+from llmrank.retrieve.bm25 import BM25, BM25Index, score_passages
 from llmrank.retrieve.dense import DenseIndex
 from llmrank.retrieve.engine import Engine, ask_engine
 from llmrank.retrieve.fusion import (
@@ -17,6 +17,7 @@ from llmrank.retrieve.fusion import (
 
 __all__ = [
     "ANALYZERS",
+    "BM25",
     "BM25Index",
     "DenseIndex",
     "Engine",

@@ -16,11 +16,11 @@ import math
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,14 +34,41 @@ from llmrank.types import Document
 K1 = 0.9
 B = 0.4
 VARIANTS = ("lucene", "robertson", "atire", "bm25l", "bm25+")
-"""Which BM25, in the names and the formulas of bm25s, whose delta of .5 the last two have.
+"""Which BM25, in the names and the formulas of bm25s.
 
-What those two give to every document alike for a term that it lacks is left out.
+What the last two give to every document alike for a term that it lacks is left out.
 """
+
+DELTAS = {"bm25l": 0.5, "bm25+": 0.5}
+"""The variants that have a delta, and what it is where none is given, as in bm25s."""
 
 _KIND = "bm25"
 _FORMAT = 2
 _BLOCK = 4096  # documents whose terms are counted at one time
+
+
+@dataclass(frozen=True, slots=True)
+class BM25:
+    """Which BM25; what is None is as an existing index has it, and in a new one the default."""
+
+    analyzer: str | None = None
+    variant: str | None = None
+    k1: float | None = None
+    b: float | None = None
+    delta: float | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What is not None, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def check(self, index: BM25Index, folder: Path | None = None) -> None:
+        """InputError where an index, opened from that folder, was built otherwise."""
+        for name, value in self.given.items():
+            if (found := getattr(index, name)) != value:
+                told = "no delta" if found is None else f"the {name} {found!r}"
+                remedy = "leave that option out, or build another index"
+                raise InputError(f"the index has {told}, not {value!r}", path=folder, remedy=remedy)
 
 
 class _Postings(NamedTuple):
@@ -64,7 +91,7 @@ class _Contents(NamedTuple):
 class BM25Index:
     """An inverted index with the weight of every term in every document, and their counts.
 
-    It keeps no texts.
+    It keeps no texts. `delta` is None where the variant has none.
     """
 
     ids: tuple[str, ...]
@@ -72,6 +99,7 @@ class BM25Index:
     k1: float
     b: float
     variant: str
+    delta: float | None
     _terms: Mapping[str, int]
     _postings: _Postings
     _contents: _Contents
@@ -85,6 +113,7 @@ class BM25Index:
         b: float = B,
         analyzer: str = "english",
         variant: str = "lucene",
+        delta: float | None = None,
     ) -> BM25Index:
         """Index title and text of every document, reading each once.
 
@@ -95,6 +124,7 @@ class BM25Index:
         if not (0 <= k1 < math.inf and 0 <= b <= 1):
             raise InputError(f"k1={k1}, b={b}", remedy="k1 is 0 or more, b between 0 and 1")
         _check_variant(variant)
+        delta = _delta(variant, delta)
         analyze = analyzer_named(analyzer)
         ids: list[str] = []
         terms: dict[str, int] = {}
@@ -105,12 +135,13 @@ class BM25Index:
             rows.append(array("i", (terms.setdefault(word, len(terms)) for word in words)))
         if not terms:
             raise InputError("no document of the corpus has a term to index")
-        engine = bm25s.BM25(k1=k1, b=b, method=variant, backend="numpy")
+        engine = bm25s.BM25(k1=k1, b=b, delta=delta or 0.0, method=variant, backend="numpy")
         engine.index((rows, terms), create_empty_token=False, show_progress=False)
         found = engine.scores
         postings = _Postings(found["indices"], found["data"], found["indptr"])
         contents = _counted(rows, len(terms))
-        return cls(tuple(ids), analyzer, float(k1), float(b), variant, terms, postings, contents)
+        how = analyzer, float(k1), float(b), variant, delta
+        return cls(tuple(ids), *how, terms, postings, contents)
 
     def save(self, folder: str | Path) -> None:
         """Write the index to a folder, at once or not at all; an index there is replaced.
@@ -132,6 +163,7 @@ class BM25Index:
             "variant": self.variant,
             "k1": self.k1,
             "b": self.b,
+            **({} if self.delta is None else {"delta": self.delta}),
         }
         _folder.write(Path(folder), about, self.ids, fill)
 
@@ -162,7 +194,10 @@ class BM25Index:
         ):
             raise InputError("the files do not belong together", path=folder)
         k1, b = stored.value("k1", float), stored.value("b", float)
-        return cls(stored.ids, analyzer, k1, b, variant, terms, postings, contents)
+        # Indexes of earlier versions do not name their delta, which was the default.
+        given = stored.value("delta", float) if "delta" in stored.manifest else None
+        how = analyzer, k1, b, variant, _delta(variant, given)
+        return cls(stored.ids, *how, terms, postings, contents)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -241,6 +276,17 @@ def _check_variant(variant: str) -> None:
     if variant not in VARIANTS:
         known = ", ".join(VARIANTS)
         raise InputError(f"there is no BM25 {variant!r}", remedy=f"use one of: {known}")
+
+
+def _delta(variant: str, given: float | None) -> float | None:
+    """The delta of a variant, None where it has none."""
+    if given is None:
+        return DELTAS.get(variant)
+    if variant not in DELTAS:
+        raise InputError(f"BM25 {variant!r} has no delta", remedy=f"use {' or '.join(DELTAS)}")
+    if not 0 <= given < math.inf:
+        raise InputError(f"delta={given}", remedy="delta is 0 or more")
+    return float(given)
 
 
 def _counted(rows: Sequence[array[int]], size: int) -> _Contents:

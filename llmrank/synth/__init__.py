@@ -1,10 +1,35 @@
-"""Synthetic training data as plans: queries written for documents, and the filters they must pass.
+"""Synthetic training data as plans: documents chosen, queries written, filtered and labelled.
 
-Every example says where it came from: document, prompt, model, parameters, tokens, and the verdict
-of every filter with the number it was reached by.
+Every example says where it came from: documents, prompts, models, parameters and tokens, and the
+verdict of every stage with the number it was reached by.
 """
 
-from llmrank.synth.filters import Verdict, complete, length, round_trip
-from llmrank.synth.queries import Demonstration, Draft, write_queries
+from llmrank.synth.base import (
+    Calls,
+    Example,
+    HeldOut,
+    Passage,
+    Shot,
+    Span,
+    Stage,
+    Step,
+    Verdict,
+    World,
+)
+from llmrank.synth.recipe import STEPS, Recipe, parse
 
-__all__ = ["Demonstration", "Draft", "Verdict", "complete", "length", "round_trip", "write_queries"]
+__all__ = [
+    "STEPS",
+    "Calls",
+    "Example",
+    "HeldOut",
+    "Passage",
+    "Recipe",
+    "Shot",
+    "Span",
+    "Stage",
+    "Step",
+    "Verdict",
+    "World",
+    "parse",
+]

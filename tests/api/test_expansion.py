@@ -10,8 +10,9 @@ from aiohttp import web
 
 from llmrank import Query, Reranker, Retriever, Session, Settings, trec
 from llmrank.api import demand, expand, expand_run, parse_pipeline, run_pipeline
+from llmrank.api.effects import weighted
 from llmrank.errors import CapabilityError, InputError, SpecError, TooManyFailures
-from llmrank.expand import parse
+from llmrank.expand import Expansion, View, parse
 from llmrank.store import RunFolder
 from llmrank.types import Status
 from tests.api.judges import MODEL, sent
@@ -224,3 +225,10 @@ class TestFolder:
         with pytest.raises(InputError, match="'e' has no text"):
             expand(session, parse("query2doc"), [*QUERIES, Query("e", " ")])
         assert sent(writer) == 0
+
+
+def test_a_term_of_two_views_is_shown_with_its_larger_weight() -> None:
+    views = View(terms={"yeast": 0.2, "gas": 0.4}), View(terms={"yeast": 0.5, "gas": 0.1})
+    for given in (views, views[::-1]):
+        found = weighted(Expansion(Query("q", "dough"), given))
+        assert list(found.items()) == [("yeast", 0.5), ("gas", 0.4)]

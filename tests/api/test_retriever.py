@@ -14,7 +14,7 @@ from llmrank import Document, Query, Retriever, trec
 from llmrank.api.reranker import Passage
 from llmrank.errors import BackendError, InputError, SpecError
 from llmrank.expand import Expansion, View
-from llmrank.retrieve import ANALYZERS
+from llmrank.retrieve import ANALYZERS, BM25
 from tests.servers import Body, Server, refuses
 
 TEXTS = [
@@ -82,7 +82,7 @@ class TestInMemory:
 
     def test_names_that_do_not_exist(self) -> None:
         wrong: Any = "splade"
-        for options in ({"first_stage": wrong}, {"fusion": wrong}, {"analyzer": wrong}):
+        for options in ({"first_stage": wrong}, {"fusion": wrong}, {"bm25": BM25(wrong)}):
             with pytest.raises((InputError, SpecError), match="splade"):
                 Retriever(TEXTS, **options)
 
@@ -120,11 +120,54 @@ class TestIndexFolder:
         with pytest.raises(InputError, match="other documents"):
             Retriever([Document(f"x{i}", t) for i, t in enumerate(TEXTS)], index=tmp_path / "i")
 
-    def test_another_analyzer_is_refused(self, tmp_path: Path) -> None:
-        Retriever(TEXTS, index=tmp_path / "i", analyzer="plain")
-        with pytest.raises(InputError, match="analyzer"):
-            Retriever(TEXTS, index=tmp_path / "i", analyzer="english")
-        assert Retriever(index=tmp_path / "i").bm25 is not None
+    @pytest.mark.parametrize(
+        ("built", "other"),
+        [
+            (BM25("plain"), BM25("english")),
+            (BM25(variant="bm25+", delta=0.7), BM25(delta=0.5)),
+            (BM25(variant="robertson"), BM25(variant="lucene")),
+            (BM25(k1=1.2, b=0.75), BM25(k1=0.9, b=0.75)),
+            (BM25(), BM25(b=0.75)),
+            (BM25(), BM25(delta=0.5)),
+        ],
+    )
+    def test_an_index_that_was_built_otherwise_is_refused(
+        self, tmp_path: Path, built: BM25, other: BM25
+    ) -> None:
+        first = Retriever(TEXTS, index=tmp_path / "i", bm25=built)
+        with pytest.raises(InputError, match=r"/i: the index has .*another index"):
+            Retriever(TEXTS, index=tmp_path / "i", bm25=other)
+        for same in (built, BM25()):
+            opened = Retriever(TEXTS, index=tmp_path / "i", bm25=same)
+            assert opened.search("bread moon") == first.search("bread moon")
+            assert opened.describe() == first.describe()
+        assert first.describe() == {
+            "first_stage": "bm25",
+            "analyzer": "english",
+            "variant": "lucene",
+            "k1": 0.9,
+            "b": 0.4,
+            "delta": None,
+            **built.given,
+        }
+
+    def test_what_the_first_stage_has_no_use_for_is_refused(self, encoder: Server) -> None:
+        dense: Any = {"first_stage": "dense", "encoder": ENCODER, "encoder_url": encoder.url}
+        with pytest.raises(InputError, match="variant, k1: of BM25"):
+            Retriever(TEXTS, bm25=BM25(variant="atire", k1=1.0), **dense)
+        with pytest.raises(InputError, match="minmax is for hybrid"):
+            Retriever(TEXTS, fusion="minmax")
+        with pytest.raises(InputError, match="has no delta"):
+            Retriever(TEXTS, bm25=BM25(delta=1.0))
+        assert encoder.received == []
+
+    def test_what_is_embedded_is_metered(self, encoder: Server) -> None:
+        with Retriever(
+            TEXTS, first_stage="dense", encoder=ENCODER, encoder_url=encoder.url
+        ) as retriever:
+            assert (retriever.meter.requests, retriever.meter.usage.prompt_tokens) == (1, 1)
+            retriever.search("moon")
+            assert retriever.meter.requests == 2
 
     def test_documents_read_once_may_come_from_a_generator(
         self, tmp_path: Path, collection: Path
@@ -211,7 +254,7 @@ class TestDense:
             == ["2", "0"]
             == ids(Retriever(TEXTS).search("wild yeast bread"))
         )
-        assert found(dense_weight=1.0)[0] == found(first_stage="dense")[0]
+        assert found(dense_weight=1.0)[0] == found(first_stage="dense", fusion="rrf")[0]
         with pytest.raises(InputError, match="no weight"):
             found(dense_weight=0.5, fusion="product")
         with pytest.raises(InputError, match="for hybrid, not for dense"):
@@ -322,7 +365,7 @@ class TestEngine:
             retriever.search(Query("q7", "moon"))
 
     @pytest.mark.parametrize(
-        "options", [{"first_stage": "hybrid"}, {"index": "i"}, {"analyzer": "plain"}]
+        "options", [{"first_stage": "hybrid"}, {"index": "i"}, {"bm25": BM25("plain")}]
     )
     def test_it_takes_no_index(self, options: Any) -> None:  # noqa: ANN401
         with pytest.raises(InputError, match="searches by itself"):

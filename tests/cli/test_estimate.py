@@ -10,6 +10,7 @@ import pytest
 from llmrank import Reranker
 from llmrank.cli.estimate import estimate
 from llmrank.cli.rerank import rerank
+from llmrank.cli.run import run
 from llmrank.errors import BackendError
 from tests.cli.conftest import Command
 from tests.judge import asked
@@ -109,7 +110,9 @@ def test_what_is_sent_is_between_the_two(
 
 
 def test_it_takes_the_flags_of_a_run(llmrank: Command, served: Data, server: Server) -> None:
-    assert inspect.signature(estimate).parameters == inspect.signature(rerank).parameters
+    own = inspect.signature(estimate).parameters
+    assert inspect.signature(rerank).parameters.keys() <= own.keys()
+    assert inspect.signature(run).parameters.keys() <= own.keys()
     given = [*served, "--method", "yesno@5", "--max-calls", 3, "--max-tokens", 9, "--probe"]
     given += ["--max-seconds", 1, "--prices", "1,2", "--max-cost", 0, "--max-failures", 0]
     done = llmrank("estimate", *given, "--hedge", "--json")
@@ -167,3 +170,113 @@ def test_an_estimate_needs_no_key_and_a_run_does(
     assert "OPENAI_API_KEY" in done.err
     with pytest.raises(BackendError, match="OPENAI_API_KEY"):
         Reranker("openai:gpt-4.1-mini")
+
+
+@pytest.fixture
+def piped(collection: Path, server: Server) -> Data:
+    data: Data = ["--corpus", collection, "--queries", collection, "--limit", 3]
+    encoder = ["--encoder", "openai:e", "--encoder-url", server.url]
+    return [*data, "--model", "openai:m", "--base-url", server.url, *encoder]
+
+
+def paths(server: Server, path: str) -> int:
+    return len(server.bodies(path))
+
+
+@pytest.mark.parametrize(
+    "pipeline",
+    [
+        "bm25@8",
+        "bm25@8 >> yesno@4",
+        "bm25 >> query2doc(n=3)",
+        "bm25@8 >> query2doc(n=2) >> sliding(window=4, stride=2)@8",
+        "bm25@20 >> grf(tasks=facts+news, prf=true) >> yesno@6 >> full@3",
+        "bm25@20 >> clarify",
+        "bm25 >> rm3 >> yesno@3",
+        "dense@5 >> hyde(n=2) >> yesno@5",
+        "dense@9",
+        "dense >> vector_prf",
+        "hybrid@7 >> subqueries >> yesno@7",
+        "dense@10 >> rerank_feedback(depth=6)",
+    ],
+)
+def test_what_is_estimated_of_a_pipeline_is_what_is_sent(
+    llmrank: Command, piped: Data, server: Server, tmp_path: Path, pipeline: str
+) -> None:
+    given = [*piped, "--index", "ix", "--out", "runs/a"]
+    done = llmrank("estimate", "--pipeline", pipeline, *given, "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert server.received == []
+    assert not list(tmp_path.iterdir())
+    sent = llmrank("run", pipeline, *given)
+    assert sent.code == 0, sent.err
+    summary = json.loads((tmp_path / "runs/a/summary.json").read_text())
+    assert told["calls"] == told["calls_at_most"] == summary["requests"]
+    assert told["calls"] == paths(server, "/chat/completions")
+    assert told["embedding_calls"] == paths(server, "/embeddings")
+    assert told["embedding_calls"] == summary["embedding_requests"]
+    assert (told["queries"], told["known"]) == (3, 0)
+    assert told["rounds"] == summary["rounds"]
+    again = json.loads(llmrank("estimate", "--pipeline", pipeline, *given, "--json").out)
+    assert (again["calls"], again["embedding_calls"]) == (0, 0) or pipeline[0] != "b"
+
+
+def test_a_gate_and_a_sort_have_a_range(llmrank: Command, piped: Data, server: Server) -> None:
+    pipeline = "bm25@12 >> gated(query2doc, by=grade, k=4) >> setwise(k=3)@12"
+    told = json.loads(llmrank("estimate", "--pipeline", pipeline, *piped, "--json").out)
+    assert server.received == []
+    assert told["calls"] < told["calls_at_most"]
+    assert llmrank("run", pipeline, *piped, "--out", "a").code == 0
+    assert paths(server, "/chat/completions") <= told["calls_at_most"]
+    # One text, both lists of four graded, and the sort.
+    assert told["calls_at_most"] >= 3 * (1 + 8)
+
+
+def test_a_short_list_leaves_room_for_what_a_text_may_find(
+    llmrank: Command, server: Server, tmp_path: Path
+) -> None:
+    texts = ["tides of the moon", "yeast in dough", "a bridge", "bread", "gas", "sugar and yeast"]
+    (tmp_path / "docs").write_text(
+        "".join(json.dumps({"_id": str(i), "text": t}) + "\n" for i, t in enumerate(texts))
+    )
+    (tmp_path / "queries").write_text('{"_id": "q", "text": "tides"}\n')
+    data = ["--corpus", "docs", "--queries", "queries"]
+    given = [*data, "--model", "openai:m", "--base-url", server.url, "--json"]
+    pipeline = "bm25@10 >> query2doc >> yesno@5"
+    told = json.loads(llmrank("estimate", "--pipeline", pipeline, *given).out)
+    assert (told["calls"], told["calls_at_most"]) == (2, 6)
+    assert llmrank("run", pipeline, *given, "--out", "a").code == 0
+    assert 2 < asked(server) <= 6
+
+
+def test_the_table_of_a_pipeline(llmrank: Command, piped: Data, server: Server) -> None:
+    pipeline = "dense@5 >> hyde(n=2) >> yesno@5"
+    done = llmrank("estimate", "--pipeline", pipeline, *piped, "--prices", "1,1")
+    assert done.code == 0, done.err
+    assert re.search(r"^pipeline +dense@5 >> hyde\(n=2", done.out, re.MULTILINE)
+    assert re.search(r"^calls +21 *$", done.out, re.MULTILINE)
+    assert "embedding requests" in done.out
+    assert server.received == []
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([], "give --run"),
+        (["--run", "a.trec", "--pipeline", "bm25"], "give --run"),
+        (["--pipeline", "bm25", "--method", "yesno"], "give --run"),
+        (["--pipeline", "bm25 >> nosuch"], "nosuch"),
+        (["--pipeline", "bm25 >> hyde"], "not for bm25"),
+        (["--pipeline", "bm25 >> yesno", "--prompt", "hyde=hyde"], "would not be used"),
+        (["--pipeline", "bm25", "--k1", "inf"], "k1=inf"),
+        (["--pipeline", "bm25", "--fusion", "nosuch"], "nosuch"),
+        (["--pipeline", "bm25", "--dense-weight", ".5"], "not for bm25"),
+    ],
+)
+def test_mistakes_of_a_pipeline(
+    llmrank: Command, piped: Data, server: Server, given: list[str], told: str
+) -> None:
+    done = llmrank("estimate", *piped, *given)
+    assert (done.code, done.out, server.received) == (3, "", [])
+    assert told in done.err

@@ -26,6 +26,8 @@ QUERIES = {
     "soil": "",  # nothing was written
     "bees": "bees",  # too short
 }
+RECIPE = "random@9 >> write >> length >> round_trip(k=1)"
+WRITE = "write(kinds=search, n=1, level=passage, words=256, seed=0)"
 
 
 async def _write(_request: web.Request, body: Body) -> web.StreamResponse:
@@ -40,7 +42,7 @@ def served(server: Server, tmp_path: Path) -> list[object]:
     server.script("/completions", _write)
     trec.write_jsonl(tmp_path / "docs", [{"_id": i, "text": t} for i, t in TEXTS.items()])
     model = ["--model", "openai:m", "--base-url", server.url]
-    return ["--corpus", "docs", "--documents", 9, *model, "--max-failures", 1]
+    return ["--corpus", "docs", *model, "--max-failures", 1]
 
 
 def _records(folder: Path) -> dict[str, dict[str, Any]]:
@@ -50,67 +52,81 @@ def _records(folder: Path) -> dict[str, dict[str, Any]]:
 def test_every_example_says_where_it_came_from(
     llmrank: Command, served: list[object], server: Server, tmp_path: Path
 ) -> None:
-    done = llmrank("generate", *served, "--per-document", 2, "--out", "a")
+    recipe = "all >> write(n=2) >> length"
+    done = llmrank("generate", recipe, *served, "--out", "a")
     assert (done.code, done.out) == (0, "")
     assert asked(server) == 8
     records = _records(tmp_path / "a")
-    seeds = {record["provenance"]["params"]["seed"] for record in records.values()}
+    seeds = {record["calls"][0]["params"]["seed"] for record in records.values()}
     assert seeds == {body["seed"] for body in server.bodies("/completions")}
     # The empty document is not asked about, and a failed query does not shift the ids.
     names = [name for name, text in TEXTS.items() if text]
     assert list(records) == [f"{name}#{i}" for name in names for i in range(2)]
-    template = prompts.load("query_generation")
+    template = prompts.load("query_search")
     for name, record in records.items():
-        document, _, sample = name.partition("#")
-        provenance = record["provenance"]
-        assert (record["document"], provenance["sample"]) == (document, int(sample))
-        assert record["query"] == QUERIES[document]
-        assert provenance["model"] == "served"
-        assert provenance["prompt"] == {"name": template.name, "sha256": template.sha256}
-        sent = {"max_tokens", "temperature", "top_p", "stop", "seed", "thinking"}
-        assert provenance["params"].keys() == sent
-        assert provenance["params"]["temperature"] == template.params.temperature
-        assert (provenance["prompt_tokens"], provenance["completion_tokens"]) == (30, 2)
-        assert provenance["journal_key"]
-        assert provenance["status"] == ("malformed" if document == "soil" else "ok")
+        document = name.partition("#")[0]
+        (call,) = record["calls"]
+        span = {"document": document, "start": 0, "end": len(TEXTS[document])}
+        assert (record["sources"], record["query"]) == ([span], QUERIES[document])
+        assert (call["model"], call["calls"]) == ("served", 1)
+        assert (call["prompt"], call["sha256"]) == (template.name, template.sha256)
+        assert call["params"].keys() == {
+            *("max_tokens", "temperature", "top_p", "stop", "seed", "thinking")
+        }
+        assert (call["prompt_tokens"], call["completion_tokens"]) == (30, 2)
+        assert call["statuses"] == {"malformed" if document == "soil" else "ok": 1}
+        assert len(call["keys"]) == 1
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
-    assert manifest["generation"]["round_trip_k"] == 1
-    assert manifest["prompts"] == {"query_generation": template.sha256}
+    assert manifest["recipe"].startswith("all(characters=1) >> write(")
+    assert manifest["prompts"] == {"query_search": template.sha256}
     assert manifest["data"]["corpus"]["name"] == "docs"
 
 
-def test_verdicts(llmrank: Command, served: list[object], tmp_path: Path) -> None:
-    assert llmrank("generate", *served, "--out", "a").code == 0
-    records = _records(tmp_path / "a")
+def test_verdicts_and_funnel(llmrank: Command, served: list[object], tmp_path: Path) -> None:
+    done = llmrank("generate", RECIPE, *served, "--out", "a")
+    assert done.code == 0
     verdicts = {
-        name: {v["filter"]: (v["passed"], v["value"], v["bound"]) for v in record["verdicts"]}
-        for name, record in records.items()
+        name: [(v["stage"].partition("(")[0], v["passed"], v["value"]) for v in r["verdicts"]]
+        for name, r in _records(tmp_path / "a").items()
     }
-    assert verdicts["bread#0"]["round_trip"] == (True, 1, 1)
-    assert verdicts["tides#0"]["length"] == (True, 3, 3)
-    assert verdicts["tides#0"]["round_trip"] == (False, None, 1)
-    assert verdicts["soil#0"] == {}
-    assert verdicts["bees#0"]["length"] == (False, 1, 3)
-    assert "round_trip" not in verdicts["bees#0"]
-    assert {name: record["kept"] for name, record in records.items()} == {
-        "bread#0": True,
-        "tides#0": False,
-        "soil#0": False,
-        "bees#0": False,
+    assert verdicts == {
+        "bread#0": [("write", True, None), ("length", True, 4), ("round_trip", True, 1)],
+        "tides#0": [("write", True, None), ("length", True, 3), ("round_trip", False, None)],
+        "soil#0": [("write", False, None)],
+        "bees#0": [("write", True, None), ("length", False, 1)],
     }
+    funnel = json.loads((tmp_path / "a" / "summary.json").read_text())["funnel"]
+    assert [(one["came"], one["kept"]) for one in funnel] == [(4, 4), (4, 3), (3, 2), (2, 1)]
+    assert f"3 of 4 {WRITE}" in done.err
 
 
 def test_the_kept_ones_in_beir_layout(
     llmrank: Command, served: list[object], tmp_path: Path
 ) -> None:
-    assert llmrank("generate", *served, "--out", "a").code == 0
+    assert llmrank("generate", RECIPE, *served, "--out", "a").code == 0
     queries = list(trec.read_queries(tmp_path / "a"))
     assert [(query.id, query.text) for query in queries] == [("bread#0", "why does dough rise")]
     qrels = trec.read_qrels(tmp_path / "a" / "qrels" / "train.tsv")
     assert qrels == {"bread#0": {"bread": 1}}
-    funnel = json.loads((tmp_path / "a" / "summary.json").read_text())["funnel"]
-    assert (funnel["asked"], funnel["written"]) == (4, 3)
-    assert (funnel["length"], funnel["round_trip"], funnel["kept"]) == (2, 1, 1)
+    assert not list((tmp_path / "a").glob(".*"))
+
+
+def test_splits_have_files_of_their_own(
+    llmrank: Command, served: list[object], tmp_path: Path
+) -> None:
+    recipe = "all >> write >> split(dev=0.5, seed=1)"
+    assert llmrank("generate", recipe, *served, "--out", "a").code == 0
+    found = {path.stem: trec.read_qrels(path) for path in (tmp_path / "a/qrels").iterdir()}
+    records = [record for record in _records(tmp_path / "a").values() if record["kept"]]
+    for split, qrels in found.items():
+        assert set(qrels) == {record["_id"] for record in records if record["split"] == split}
+    assert sum(map(len, found.values())) == len(records) == 3
+
+
+def test_a_recipe_in_a_file(llmrank: Command, served: list[object], tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(f'recipe = "{RECIPE}"\nout = "a"\ncorpus = "nowhere"\n')
+    assert llmrank("generate", "r.toml", *served).code == 0
+    assert list(_records(tmp_path / "a")) == ["bread#0", "tides#0", "soil#0", "bees#0"]
 
 
 def test_examples_and_seed(
@@ -118,41 +134,54 @@ def test_examples_and_seed(
 ) -> None:
     trec.write_jsonl(tmp_path / "shots", [{"document": "A shown text.", "query": "shown query"}])
     drawn = []
-    for seed in (1, 1, 2, 3, 4):
-        given = ["--documents", 2, "--seed", seed, "--examples", "shots", "--out", f"a/{seed}"]
-        assert llmrank("generate", *served, *given).code == 0
-        drawn.append(
-            sorted(record["document"] for record in _records(tmp_path / f"a/{seed}").values())
-        )
+    for number, seed in enumerate((1, 1, 2, 3, 4)):
+        recipe = f"random(seed={seed})@2 >> write"
+        given = ["--examples", "shots", "--out", f"a/{number}"]
+        assert llmrank("generate", recipe, *served, *given).code == 0
+        drawn.append(sorted(_records(tmp_path / f"a/{number}")))
     assert drawn[0] == drawn[1]
     assert len({tuple(ids) for ids in drawn}) > 1
-    assert all("empty" not in ids and len(ids) == 2 for ids in drawn)
-    assert all(
-        "Query: shown query" in str(body["prompt"]) for body in server.bodies("/completions")
-    )
+    assert all(len(ids) == 2 for ids in drawn)
+    assert all("Search: shown query" in body["prompt"] for body in server.bodies("/completions"))
 
 
-def test_again_sends_nothing(
+def test_what_was_stopped_goes_on_and_asks_nothing_twice(
     llmrank: Command, served: list[object], server: Server, tmp_path: Path
 ) -> None:
-    assert llmrank("generate", *served, "--out", "a").code == 0
-    before = (tmp_path / "a" / "examples.jsonl").read_bytes()
-    sent = asked(server)
-    assert llmrank("generate", *served, "--out", "a").code == 0
-    assert asked(server) == sent
-    assert (tmp_path / "a" / "examples.jsonl").read_bytes() == before
+    assert llmrank("generate", RECIPE, *served, "--out", "whole/a").code == 0
+    total = asked(server)
+    stopped = llmrank("generate", RECIPE, *served, "--out", "b/a", "--max-calls", 2)
+    assert stopped.code == 6
+    assert llmrank("generate", RECIPE, *served, "--out", "b/a").code == 0
+    assert asked(server) == 2 * total
+    for name in ("examples.jsonl", "queries.jsonl", "qrels/train.tsv"):
+        assert (tmp_path / "b/a" / name).read_bytes() == (tmp_path / "whole/a" / name).read_bytes()
+    assert llmrank("generate", RECIPE, *served, "--out", "b/a").code == 0
+    assert asked(server) == 2 * total
+
+
+def test_held_out_data_is_guarded(llmrank: Command, served: list[object], tmp_path: Path) -> None:
+    trec.write_jsonl(tmp_path / "test", [{"_id": "t", "text": "Why does DOUGH rise?"}])
+    (tmp_path / "qrels").write_text("t 0 tides 1\n")
+    given = ["--held-out", "test", "--held-out-qrels", "qrels", "--out", "a"]
+    assert llmrank("generate", "all >> write >> guard", *served, *given).code == 0
+    records = _records(tmp_path / "a")
+    assert [name for name, record in records.items() if record["kept"]] == ["bees#0"]
+    assert records["bread#0"]["verdicts"][-1]["note"] == "as t (normalised)"
+    assert "tides is relevant" in records["tides#0"]["verdicts"][-1]["note"]
 
 
 def test_too_many_failures(llmrank: Command, served: list[object]) -> None:
-    done = llmrank("generate", *served, "--max-failures", 0.2, "--out", "a")
+    done = llmrank("generate", RECIPE, *served, "--max-failures", 0.2, "--out", "a")
     assert done.code == 5
-    assert llmrank("generate", *served, "--max-failures", 0.25, "--out", "a").code == 0
+    assert llmrank("generate", RECIPE, *served, "--max-failures", 0.25, "--out", "a").code == 0
 
 
 def test_what_is_printed(llmrank: Command, served: list[object]) -> None:
-    lines = llmrank("generate", *served).out.splitlines()
-    assert [json.loads(line)["document"] for line in lines] == ["bread", "tides", "soil", "bees"]
-    assert json.loads(llmrank("generate", *served, "--json").out)["funnel"]["kept"] == 1
+    lines = llmrank("generate", RECIPE, *served).out.splitlines()
+    assert [json.loads(line)["_id"] for line in lines] == ["bread#0", "tides#0", "soil#0", "bees#0"]
+    printed = json.loads(llmrank("generate", RECIPE, *served, "--json").out)
+    assert printed["funnel"][-1]["kept"] == 1
 
 
 @pytest.mark.parametrize(
@@ -161,33 +190,50 @@ def test_what_is_printed(llmrank: Command, served: list[object]) -> None:
         (["--corpus", "missing"], 3, "missing"),
         (["--examples", "missing"], 3, "missing"),
         (["--examples", "docs"], 3, "`document` or `query`"),
-        (["--prompt", "query_generation=hyde"], 3, "hyde"),
+        (["--prompt", "query_search=hyde"], 3, "hyde"),
         (["--model", "nosuch:x", "--base-url", ""], 3, "no kind of model"),
-        (["--documents", "0"], 2, "--documents"),
-        (["--per-document", "0"], 2, "--per-document"),
-        (["--round-trip", "0"], 2, "--round-trip"),
+        (["--held-out-qrels", "docs"], 3, "--held-out"),
+        (["--held-out", "missing"], 3, "missing"),
     ],
 )
 def test_mistakes_leave_nothing_behind(
     llmrank: Command, served: list[object], tmp_path: Path, given: list[str], code: int, told: str
 ) -> None:
     before = set(tmp_path.iterdir())
-    done = llmrank("generate", *served, *given, "--out", "a")
+    done = llmrank("generate", RECIPE, *served, *given, "--out", "a")
     assert (done.code, done.out) == (code, "")
     assert told in done.err
     assert set(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        ("write", "begins with a choice"),
+        ("all >> write >> poetry", "no step 'poetry'"),
+        ("all >> write >> guard", "--held-out"),
+        ("nowhere.toml", "cannot be read"),
+    ],
+)
+def test_so_do_mistakes_in_recipes(
+    llmrank: Command, served: list[object], tmp_path: Path, recipe: str, told: str
+) -> None:
+    done = llmrank("generate", recipe, *served, "--out", "a")
+    assert (done.code, done.out) == (3, "")
+    assert told in done.err
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_users_own_files_are_not_overwritten(
     llmrank: Command, served: list[object], tmp_path: Path
 ) -> None:
-    done = llmrank("generate", *served, "--out", ".")
+    done = llmrank("generate", RECIPE, *served, "--out", ".")
     assert done.code == 3
     assert [path.name for path in tmp_path.iterdir()] == ["docs"]
 
 
 def test_a_corpus_of_empty_texts(llmrank: Command, served: list[object], tmp_path: Path) -> None:
     trec.write_jsonl(tmp_path / "blank", [{"_id": "1", "text": " "}, {"_id": "2", "text": ""}])
-    done = llmrank("generate", *served, "--corpus", "blank", "--out", "a")
+    done = llmrank("generate", "all >> write", *served, "--corpus", "blank", "--out", "a")
     assert done.code == 3
-    assert "no document with a text" in done.err
+    assert "no document was chosen" in done.err

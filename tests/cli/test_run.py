@@ -103,6 +103,10 @@ def test_a_file_has_the_options_and_the_command_line_goes_before_it(
         ("pipeline = 'bm25'\nhedge = 1\n", "hedge must be true or false, not 1"),
         ("pipeline = 'bm25'\nas-json = true\n", "no option 'as-json'"),
         ("pipeline = 7\n", "no pipeline"),
+        ("pipeline = 'bm25'\nlimit = 'three'\n", "p.toml: limit: "),
+        ("pipeline = 'bm25'\nlimit = 1.5\n", "p.toml: limit: "),
+        ("pipeline = 'bm25'\nlimit = 0\n", "p.toml: limit: "),
+        ("pipeline = 'bm25'\nb = 2\n", "p.toml: b: "),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said(
@@ -113,6 +117,14 @@ def test_what_is_wrong_in_a_file_is_said(
     assert done.code == 3
     assert told in done.err
     assert "p.toml" in done.err
+
+
+def test_a_wrong_option_beside_a_file_is_not_the_file_s(llmrank: Command, tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text("pipeline = 'bm25'\nlimit = 3\n")
+    done = llmrank("run", "p.toml", "--corpus", "c", "--queries", "q", "--limit", "three")
+    assert done.code == 2
+    assert "--limit" in done.err
+    assert "p.toml" not in done.err
 
 
 @pytest.mark.parametrize("text", ["bm25", "bm25@10 >> adaptive@5", "hybrid@100 >> query2doc"])
@@ -206,6 +218,9 @@ def test_options_in_a_file_are_as_on_the_command_line(
         (["bm25 >> yesno@4", "--prompt", "grade=query2doc"], "query2doc"),
         (["bm25 >> yesno@4", "--prompt", "hyde=hyde"], "would not be used"),
         (["bm25 >> query2doc >> yesno@4", "--prompt", "hyde=hyde"], "would not be used"),
+        (["bm25 >> rm3", "--prompt", "grade=yesno"], "what is asked is nothing in words"),
+        (["dense@5", "--prompt", "grade=yesno"], "what is asked is nothing in words"),
+        (["bm25 >> yesno@4", "--fusion", "minmax"], "is for hybrid"),
     ],
 )
 def test_mistakes_are_told_before_an_index_is_built(
@@ -259,3 +274,78 @@ def test_what_asks_nothing_needs_no_model(
     done = llmrank("run", "bm25@8 >> rm3", *data, "--model", "openai:gpt-4.1-mini", "--out", "a")
     assert done.code == 0, done.err
     assert "by no model" in done.err
+
+
+def test_how_is_searched_is_said_as_by_search(
+    llmrank: Command, served: list[object], server: Server, tmp_path: Path
+) -> None:
+    """One index and one set of options serve search, expand and run."""
+    encoder = ["--encoder", "openai:e", "--encoder-url", server.url, "--index", "ix"]
+    how = ["--bm25", "atire", "--k1", 1.5, "--fusion", "minmax", "--dense-weight", 0.2]
+    data = [*served[:6], *encoder, *how]
+    told = llmrank("search", *data, "--first-stage", "hybrid", "-k", 8, "--out", "s.trec")
+    assert told.code == 0, told.err
+    done = llmrank("run", "hybrid@8", *served, *encoder, *how, "--out", "a")
+    assert done.code == 0, done.err
+    searched, run = (dict(trec.read_run(tmp_path / name)) for name in ("s.trec", "a/first.trec"))
+    assert searched == run
+    manifest, summary = (
+        json.loads((tmp_path / "a" / name).read_text())
+        for name in ("manifest.json", "summary.json")
+    )
+    assert manifest["search"] == {
+        "first_stage": "hybrid",
+        "analyzer": "english",
+        "variant": "atire",
+        "k1": 1.5,
+        "b": 0.4,
+        "delta": None,
+        "fusion": "minmax",
+        "dense_weight": 0.2,
+    }
+    assert summary["embedding_requests"] == 3
+    other = llmrank("run", "hybrid@8", *served, *encoder, "--k1", 0.9, "--out", "b")
+    assert (other.code, "the k1 1.5, not 0.9" in other.err) == (3, True)
+    given = [*served, *encoder, *how, "--method", "subqueries", "--first-stage", "hybrid"]
+    assert llmrank("expand", *given, "--out", "e").code == 0
+    assert json.loads((tmp_path / "e/manifest.json").read_text())["search"] == manifest["search"]
+
+
+def test_a_file_says_how_is_searched(
+    llmrank: Command, collection: Path, server: Server, tmp_path: Path
+) -> None:
+    options = {"corpus": str(collection), "queries": str(collection), "limit": 2, "b": 0.75}
+    _file(tmp_path / "p.toml", pipeline="bm25@5", bm25="bm25+", delta=0.25, **options)
+    assert llmrank("run", "p.toml", "--out", "a").code == 0
+    found = json.loads((tmp_path / "a/manifest.json").read_text())["search"]
+    assert [found[name] for name in ("variant", "b", "delta")] == ["bm25+", 0.75, 0.25]
+
+
+@pytest.mark.parametrize("command", [["run", "bm25 >> yesno@2"], ["expand"]])
+def test_a_blank_query_or_a_missing_key_leaves_no_folder(
+    llmrank: Command,
+    served: list[object],
+    collection: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+) -> None:
+    (tmp_path / "queries").write_text('{"_id": "q", "text": "tides"}\n{"_id": "r", "text": " "}\n')
+    done = llmrank(*command, *served, "--queries", "queries", "--out", "a")
+    assert (done.code, done.out) == (3, "")
+    assert "'r' has no text" in done.err
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    data = ["--corpus", collection, "--queries", collection, "--limit", 1, "--out", "a"]
+    done = llmrank(*command, *data, "--model", "openai:gpt-4.1-mini", "--index", "ix")
+    assert (done.code, "OPENAI_API_KEY" in done.err) == (4, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["queries"]
+
+
+def test_a_missing_key_of_the_encoder_is_found_before_anything_is_built(
+    llmrank: Command, collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    data = ["--corpus", collection, "--queries", collection, "--encoder", "openai:embed"]
+    done = llmrank("run", "hybrid@5", *data, "--index", "ix", "--out", "a")
+    assert (done.code, "OPENAI_API_KEY" in done.err) == (4, True)
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -70,14 +71,38 @@ def test_an_index_of_another_analysis_does_not_answer(llmrank: Command, data: li
     assert "'plain'" in done.err
 
 
+def test_which_bm25(llmrank: Command, data: list[object], tmp_path: Path) -> None:
+    given = ["--bm25", "bm25+", "--k1", 1.2, "--b", 0.75, "--delta", 1]
+    built = llmrank("search", *data, *given, "--index", "ix")
+    assert (built.code, built.err) == (0, "")
+    described = json.loads((tmp_path / "ix" / "bm25" / "index.json").read_text())
+    assert [described[n] for n in ("variant", "k1", "b", "delta")] == ["bm25+", 1.2, 0.75, 1.0]
+    assert built.out != llmrank("search", *data).out
+    for same in ([], given, ["--k1", 1.2]):
+        assert llmrank("search", *data, *same, "--index", "ix").out == built.out
+    for other, told in (
+        (["--bm25", "lucene"], "'bm25+', not 'lucene'"),
+        (["--k1", 0.9], "the k1 1.2, not 0.9"),
+        (["--delta", 0.5], "the delta 1.0, not 0.5"),
+    ):
+        done = llmrank("search", *data, *other, "--index", "ix")
+        assert (done.code, done.out) == (3, "")
+        assert told in done.err
+        assert "ix" in done.err
+
+
 def test_dense_and_hybrid_with_a_server(
     llmrank: Command, data: list[object], server: Server
 ) -> None:
     encoder = ["--encoder", "openai:m", "--encoder-url", server.url, "--limit", 2, "-k", 9]
     dense = llmrank("search", *data, *encoder, "--first-stage", "dense", "--index", "ix")
-    assert (dense.code, dense.err) == (0, "")
+    assert dense.code == 0
     assert len(dense.out.splitlines()) == 18
     sent = asked(server)
+    assert re.findall(r"(\w+): (\d+) embedding requests", dense.err) == [
+        ("index", str(sent - 1)),
+        ("queries", "1"),
+    ]
     hybrid = llmrank("search", *data, *encoder, "--first-stage", "hybrid", "--index", "ix")
     assert hybrid.code == 0
     # The vectors of the documents are there already.
@@ -136,6 +161,11 @@ def test_dense_with_the_local_model(llmrank: Command, tmp_path: Path) -> None:
         (["--tune", "missing"], 3, "--first-stage hybrid"),
         (["--tune", "missing", "--first-stage", "hybrid"], 3, "missing"),
         (["--dense-weight", "0.4"], 3, "not for bm25"),
+        (["--fusion", "minmax"], 3, "minmax is for hybrid"),
+        (["--bm25", "bm26"], 3, "there is no BM25 'bm26'"),
+        (["--delta", "1"], 3, "'lucene' has no delta"),
+        (["--k1", "inf"], 3, "k1=inf"),
+        (["--b", "2"], 2, "--b"),
         (
             ["--first-stage", "hybrid", "--fusion", "product", "--dense-weight", "0.4"],
             3,

@@ -176,6 +176,52 @@ def test_grf_without_a_known_term_leaves_the_query(text: str | None) -> None:
     assert (found.expanded, found.views[0].texts) == (False, ((QUERY.text, 1.0),))
 
 
+# RM3 takes terms of at most a tenth of the documents.
+RISING = {f"{i:02}": "filler" for i in range(40)} | {
+    "carbon": "dough rises by carbon dioxide",
+    "knead": "kneaded dough holds carbon dioxide",
+    "yeast": "yeast feeds on sugar",
+}
+
+
+def test_grf_with_prf_fuses_what_both_find() -> None:
+    first = lexical(RISING, depth=50)
+    alone, fed = (
+        drive(expand.parse(name).plan(QUERY, first), Tasks({"grf_facts": "yeast and sugar"}))
+        for name in ("grf(tasks=facts)", "rm3")
+    )
+    model = Tasks({"grf_facts": "yeast and sugar"})
+    both = drive(expand.parse("grf(tasks=facts, prf=true)").plan(QUERY, first), model)
+    assert model.tasks == ["grf_facts"]
+    assert both.views == (*alone.views, *fed.views)
+    assert (both.texts, both.expanded, both.note) == (alone.texts, True, "")
+    ranks = [
+        {name: rank for rank, (name, _) in enumerate(first.search(one, 50), start=1)}
+        for one in (alone, fed)
+    ]
+    assert [sorted(found) for found in ranks] == [["carbon", "knead", "yeast"], ["carbon", "knead"]]
+    expected = {
+        name: sum(1 / (60 + found[name]) for found in ranks if name in found) for name in ranks[0]
+    }
+    assert dict(first.search(both, 50)) == pytest.approx(expected)
+
+
+def test_grf_with_prf_is_served_by_either_alone() -> None:
+    first = lexical(RISING)
+    grf = expand.parse("grf(tasks=facts, prf=true)")
+    moon = drive(grf.plan(Query("q", "moon"), first), Tasks({"grf_facts": "sugar"}))
+    ((view,), note) = moon.views, moon.note
+    assert (set(view.terms), moon.expanded) == ({"moon", "sugar"}, True)
+    assert note == "rm3: nothing found"
+    dough = drive(grf.plan(Query("q", "dough"), first), Tasks({}))
+    (view,) = dough.views
+    assert {"dough", "carbon", "dioxid"} <= set(view.terms)
+    assert (dough.texts, dough.expanded, dough.note) == ((), True, "no usable text, rm3 alone")
+    neither = drive(grf.plan(Query("q", "moon"), first), Tasks({}))
+    assert (neither.expanded, neither.views[0].texts) == (False, (("moon", 1.0),))
+    assert neither.note == "no usable text; rm3: nothing found"
+
+
 def test_grf_pays_for_nothing_without_an_index() -> None:
     model = Tasks({})
     with pytest.raises(SpecError, match="needs documents"):

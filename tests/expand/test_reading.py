@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrank.expand.reading import CHARACTERS, WORDS, keywords, listed, prose, rewrites
+from llmrank.expand.reading import CHARACTERS, WORDS, keywords, listed, prose, rewrites, sentences
 from llmrank.plan import Answer, Written
 from llmrank.types import Query, Status
 
@@ -145,3 +146,24 @@ def test_what_cannot_be_sent_is_left_out() -> None:
     assert listed("1. \ud800 foo\n2. bread") == ["bread"]
     found, _ = rewrites([answer(text)], QUERY, 3)
     assert found == ("how gluten works", "🍞 leavening")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("One. Two!  Three?\nfour\n\nfive", ["One.", "Two!", "Three?", "four", "five"]),
+        ('He said "no." Then "yes".', ['He said "no.', 'Then "yes".']),
+        ("酵母产生气体。面团发酵！", ["酵母产生气体。", "面团发酵！"]),
+        ("pH 7.4 at 3.5 %", ["pH 7.4 at 3.5 %"]),
+        (" \n ... \n", []),
+        ("", []),
+    ],
+)
+def test_sentences(text: str, found: list[str]) -> None:
+    assert sentences(text) == found
+
+
+@given(st.text())
+def test_sentences_lose_no_word(text: str) -> None:
+    found = [word for unit in sentences(text) for word in re.findall(r"\w+", unit)]
+    assert set(found) == set(re.findall(r"\w+", text))

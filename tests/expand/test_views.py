@@ -1,16 +1,21 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmrank import expand
 from llmrank.errors import SpecError
 from llmrank.expand import Expansion, FirstStage, NoIndex, Scored, View
+from llmrank.expand.propositions import proposition_views
 from llmrank.expand.reading import WORDS
-from llmrank.plan import Write, drive
-from llmrank.types import Query
+from llmrank.expand.scripts import in_script_of
+from llmrank.plan import Answer, Ask, Embed, Write, drive
+from llmrank.types import Query, Status
 from tests.expand.first_stages import BM25, DENSE, Toy
 from tests.expand.models import QUERY, Tasks, lexical
 
@@ -18,7 +23,9 @@ LONG = " ".join(f"word{number}" for number in range(99))
 THREE = "Here are three:\n1. yeast in dough\n2. Gluten nets\n3. Why does dough rise?\n4. one more"
 
 
-def _run(name: str, model: Tasks, first: FirstStage | None = None) -> Expansion:
+def _run(
+    name: str, model: Callable[[Ask[Any]], Answer[Any]], first: FirstStage | None = None
+) -> Expansion:
     return drive(expand.parse(name).plan(QUERY, first or NoIndex(BM25)), model)
 
 
@@ -173,6 +180,79 @@ def test_mixgr_with_everything_found_is_the_fusion_of_its_views() -> None:
     assert all(score >= whole[name] - 1e-12 for name, score in cut)
 
 
+def test_mixgr_of_propositions_by_hand() -> None:
+    texts = {"a": "One. Two!", "b": "Three\nFour?", "c": "Five. Five.", "d": "far"}
+    rows = {"a": (3.0, 0.0), "b": (2.0, 1.0), "c": (0.0, 4.0), "d": (-9.0, -9.0)}
+    table = {
+        QUERY.text: (1, 0),
+        "yeast": (0, 1),
+        "gas": (1, 1),
+        "One.": (1, 0),
+        "Two!": (0, 5),
+        "Three": (9, 0),
+        "Four?": (0, 1),
+        "Five.": (2, 2),
+    }
+    model = Tasks({"subqueries": "yeast\ngas"}, table)
+    found = _run("mixgr(depth=3, propositions=true)", model, Toy(texts, rows, depth=1))
+    embeds = [item.texts for item in model.asks if isinstance(item, Embed)]
+    assert embeds[0] == (QUERY.text, "yeast", "gas")
+    assert sorted(embeds[1:]) == [("Five.",), ("One.", "Two!"), ("Three", "Four?")]
+    # Query and document: a, b, c. The query's best sentences: b 9, c 2, a 1. The sub-queries' best:
+    # a 5 and 5, b 1 and 9, c 2 and 4; of the equal means of a and b the later name comes first.
+    assert found.ranking is not None
+    assert dict(found.ranking) == pytest.approx(
+        {"a": 1 + 1 / 3 + 1 / 2, "b": 1 / 2 + 1 + 1, "c": 1 / 3 + 1 / 2 + 1 / 3}
+    )
+    assert [name for name, _ in found.ranking] == ["b", "a", "c"]
+
+
+def test_a_document_without_vectors_of_its_sentences_is_ranked_by_the_others() -> None:
+    texts = {"a": "One.", "b": "Two.", "c": " . "}
+    rows = {"a": (1.0, 0.0), "b": (2.0, 0.0), "c": (3.0, 0.0)}
+    known = Tasks({"subqueries": "yeast"}, {QUERY.text: (1, 0), "yeast": (1, 0), "One.": (1, 0)})
+
+    def model(item: Ask[Any]) -> Answer[Any]:
+        if isinstance(item, Embed) and item.texts == ("Two.",):
+            return Answer(status=Status.FAILED, problem="too long")
+        return known(item)
+
+    found = _run("mixgr(propositions=true)", model, Toy(texts, rows))
+    assert found.ranking is not None
+    assert dict(found.ranking) == pytest.approx({"c": 1, "b": 1 / 2, "a": 1 / 3 + 1 + 1})
+
+
+@given(st.lists(st.lists(st.sampled_from("abcde"), min_size=1, max_size=6), min_size=2, max_size=6))
+def test_propositions_of_documents_of_one_sentence_are_bm25_of_the_documents(
+    rows: list[list[str]],
+) -> None:
+    """A sentence that is the whole document scores as the index has it, so the ranks agree."""
+    first = lexical({f"d{i}": " ".join(["yeast", *row]) for i, row in enumerate(rows)})
+    names = sorted((f"d{i}" for i in range(len(rows))), reverse=True)
+    texts = ["a b", "yeast c", "d"]
+    best, mean = drive(proposition_views(first, names, texts, None), Tasks({}))
+    own = [first.score(View(((text, 1.0),)), names) for text in texts]
+    assert [score or 0 for score in best] == pytest.approx(own[0], rel=1e-4)
+    means = [(yeast + d) / 2 for _, yeast, d in zip(*own, strict=True)]
+    assert [score or 0 for score in mean] == pytest.approx(means, rel=1e-4)
+
+
+def test_propositions_need_documents_and_their_texts() -> None:
+    model = Tasks({"subqueries": "yeast"})
+    with pytest.raises(SpecError, match="needs documents"):
+        _run("mixgr(propositions=true)", model)
+    assert model.asks == []
+    for name, reads in (
+        ("mixgr", False),
+        ("mixgr(propositions=true)", True),
+        ("gated(mixgr(propositions=true))", True),
+        ("gated(mixgr)", False),
+        ("gated(mixgr, by=grade)", True),
+        ("rerank_feedback", True),
+    ):
+        assert expand.parse(name).takes_texts is reads
+
+
 def test_a_clarification_leads_to_the_rewritten_query() -> None:
     said = {
         "clarify": "Question: Bread or pizza?\nAnswer: Bread.",
@@ -209,6 +289,35 @@ def test_a_translation_takes_the_place_of_the_query() -> None:
 def test_a_translation_may_be_searched_beside_the_query() -> None:
     found = _run("translate(beside=true)", Tasks({"translate": "dough"}))
     assert [view.texts[0][0] for view in found.views] == [QUERY.text, "dough"]
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "taken"),
+    [
+        ("Hindi", "आटा क्यों फूलता है", True),
+        ("Hindi", "why bread rises", False),
+        ("Chinese (traditional)", "COVID-19 疫苗", True),
+        ("Chinese", "vaccine of Covid", False),
+        ("Japanese", "パンはなぜ膨らむ", True),
+        ("Japanese", "vaccine", False),
+        ("Brazilian Portuguese", "por que a massa cresce", True),
+        ("English", "почему тесто поднимается", False),
+        ("Greek", "ζυμάρι", True),
+        ("Russian", "дрожжи", True),
+        ("Serbian", "zasto testo raste", True),
+        ("Klingon", "why bread rises", True),
+        ("Thai", "42", True),
+    ],
+)
+def test_a_translation_must_be_in_the_script_of_the_language(
+    language: str, text: str, taken: bool
+) -> None:
+    found = _run(f"translate(language={language.split()[0]})", Tasks({"translate": text}))
+    assert in_script_of(language, text) is taken
+    assert found.expanded is taken
+    assert found.texts == ((text,) if taken else ())
+    assert ("not written as" in found.note) is not taken
+    assert len(found.answers) == 1
 
 
 @pytest.mark.parametrize(

@@ -666,7 +666,7 @@ def test_the_evidence_is_kept_with_the_answer() -> None:
 
 
 def written(text: str, task: str = "hyde", finish: str = "stop") -> tuple[Status, str]:
-    inputs = {"hyde": (("query", "a"),), "query_generation": (("document", "d"), ("examples", ()))}
+    inputs = {"hyde": (("query", "a"),), "query_search": (("document", "d"), ("examples", ()))}
     answer = parse(Write(task, inputs[task]), Reply(text=text, finish=finish))
     return answer.status, "" if answer.value is None else answer.value.text
 
@@ -702,22 +702,22 @@ def test_a_written_text_is_kept_whole_but_for_the_thinking() -> None:
     ],
 )
 def test_a_written_query_is_its_first_line_without_quotes(text: str, expected: str) -> None:
-    assert written(text, "query_generation") == (Status.OK, expected)
+    assert written(text, "query_search") == (Status.OK, expected)
 
 
 def test_a_written_query_that_holds_nothing_or_was_cut_is_no_whole_query() -> None:
-    assert written('""', "query_generation") == (Status.MALFORMED, "")
-    assert written("how do ti", "query_generation", finish="length") == (
+    assert written('""', "query_search") == (Status.MALFORMED, "")
+    assert written("how do ti", "query_search", finish="length") == (
         Status.TRUNCATED,
         "how do ti",
     )
-    assert written("how do tides work\nwhy i", "query_generation", finish="length") == (
+    assert written("how do tides work\nwhy i", "query_search", finish="length") == (
         Status.OK,
         "how do tides work",
     )
 
 
-@pytest.mark.parametrize("task", ["hyde", "query_generation"])
+@pytest.mark.parametrize("task", ["hyde", "query_search"])
 @pytest.mark.parametrize(
     "text",
     [

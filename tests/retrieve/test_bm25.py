@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llmrank.errors import InputError
 from llmrank.retrieve import BM25Index, plain, score_passages
-from llmrank.retrieve.bm25 import VARIANTS
+from llmrank.retrieve.bm25 import DELTAS, VARIANTS
 from llmrank.types import Document
 
 DATA = (Path(__file__).parents[2] / "../shared/data").resolve()
@@ -137,12 +137,17 @@ def test_scores_of_given_documents_are_those_of_the_search(texts: list[str], que
     st.sampled_from(VARIANTS),
     st.floats(0.1, 3),
     st.floats(0, 1),
+    st.none() | st.floats(0, 2),
 )
 def test_every_variant_is_that_of_bm25s(
-    texts: list[str], words: list[str], variant: str, k1: float, b: float
+    texts: list[str], words: list[str], variant: str, k1: float, b: float, delta: float | None
 ) -> None:
-    index = BM25Index.build(corpus(texts), k1=k1, b=b, variant=variant, analyzer="plain")
-    bare = bm25s.BM25(k1=k1, b=b, method=variant)
+    delta = delta if variant in DELTAS else None
+    index = BM25Index.build(
+        corpus(texts), k1=k1, b=b, variant=variant, delta=delta, analyzer="plain"
+    )
+    own = {} if delta is None else {"delta": delta}
+    bare = bm25s.BM25(k1=k1, b=b, method=variant, **own)
     bare.index([plain(text) for text in texts], show_progress=False, create_empty_token=False)
     known = [word for word in words if word in bare.vocab_dict]
     expected = np.zeros(len(texts)) if not known else bare.get_scores(known)
@@ -162,8 +167,20 @@ def test_variants_differ_and_are_kept(tmp_path: Path) -> None:
         assert (index.variant, loaded.variant) == (variant, variant)
         assert loaded.search("ranking words", 9) == index.search("ranking words", 9)
         found[variant] = index.score("ranking words", ["d1"])[0]
+        assert index.delta == loaded.delta == DELTAS.get(variant)
     assert len(set(found.values())) == len(VARIANTS)
     assert BM25Index.build(corpus(PASSAGES)).variant == "lucene"
+
+
+def test_a_delta_is_kept_and_that_of_an_earlier_version_is_the_default(tmp_path: Path) -> None:
+    for delta, known in ((0.9, 0.9), (None, 0.5)):
+        BM25Index.build(corpus(PASSAGES), variant="bm25l", delta=delta).save(tmp_path / "ix")
+        assert BM25Index.load(tmp_path / "ix").delta == known
+    described = tmp_path / "ix" / "index.json"
+    content = json.loads(described.read_text())
+    assert content.pop("delta") == 0.5
+    described.write_text(json.dumps(content))
+    assert BM25Index.load(tmp_path / "ix").delta == 0.5
 
 
 def test_documents_are_read_once() -> None:
@@ -186,6 +203,10 @@ def test_bad_input_is_named() -> None:
         BM25Index.build(corpus(PASSAGES), analyzer="klingon")
     with pytest.raises(InputError, match=r"bm26.*bm25l"):
         BM25Index.build(corpus(PASSAGES), variant="bm26")
+    with pytest.raises(InputError, match=r"no delta.*bm25l or bm25\+"):
+        BM25Index.build(corpus(PASSAGES), delta=0.5)
+    with pytest.raises(InputError, match=r"delta=-1"):
+        BM25Index.build(corpus(PASSAGES), variant="bm25+", delta=-1)
     index = BM25Index.build(corpus(PASSAGES))
     with pytest.raises(InputError, match="'d9' is not in the index"):
         index.counts("d9")
