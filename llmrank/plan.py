@@ -122,10 +122,16 @@ class Grade(Ask[Grades]):
 
 @dataclass(frozen=True, slots=True)
 class Likelihood(Ask[LogProb]):
-    """Give the log-probability of the query, given the document."""
+    """Give the log-probability of the query, given the document.
+
+    With a `task` the prompt of that name is the condition, which also shows the `examples`, pairs
+    of a document and a query.
+    """
 
     query: Query
     doc: Document
+    task: str = ""
+    examples: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +230,8 @@ def need(item: Ask[Any]) -> Need:
         return Need(Pick, item.by, n=item.n)
     if isinstance(item, Grade):
         return Need(Grade, task=item.task, labels=item.labels)
+    if isinstance(item, Likelihood):
+        return Need(Likelihood, task=item.task)
     return Need(type(item), task=item.task) if isinstance(item, Write) else Need(type(item))
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TextIO, TypeVar
 
 import llmrank.rerank as methods
@@ -39,6 +40,7 @@ from llmrank.synth import Calls, Example, Recipe, Shot, Step, parse
 from llmrank.synth.across import Guard
 from llmrank.synth.base import DocumentFilter, Stage, Writer
 from llmrank.synth.records import record, restored, whole
+from llmrank.synth.shots import NEEDS, Chosen, choose_shots
 from llmrank.types import Document, Tally
 
 T = TypeVar("T")
@@ -72,10 +74,10 @@ def shots(source: str | Path) -> tuple[Shot, ...]:
     return tuple(found)
 
 
-def needs_of(recipe: Recipe) -> list[Need]:
-    """What a recipe asks, its searches too."""
+def needs_of(recipe: Recipe, *, choose: bool = False) -> list[Need]:
+    """What a recipe asks, its searches too, and the choice of examples."""
     embeds = [Need(Embed)] if "dense" in recipe.searches else []
-    return list(dict.fromkeys([*recipe.needs, *embeds]))
+    return list(dict.fromkeys([*recipe.needs, *(NEEDS if choose else ()), *embeds]))
 
 
 def parse_recipe(text: str) -> Recipe:
@@ -104,6 +106,7 @@ def synthesize(
     *,
     world: Corpus | None = None,
     shown: Sequence[Shot] = (),
+    choose: int = 0,
     sources: Mapping[str, str | Path] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Tally, list[Passed]]:
@@ -112,20 +115,22 @@ def synthesize(
     `examples.jsonl` has every example, dropped ones too, with its provenance; `queries.jsonl` and
     `qrels/` have the kept ones in BEIR's layout, next to the corpus; `report.html` shows it all.
     Answers that the folder's journal has are not asked for again, so the same call after a crash
-    goes on where it stopped and ends with the same files. `shown` are examples for the writers.
+    goes on where it stopped and ends with the same files. `shown` are examples for the writers; to
+    `choose` so many of them the model says behind which ones it finds other queries likeliest.
     """
     started = time.time()
     world = world or Corpus()
-    session.check(needs_of(recipe))
+    session.check(needs_of(recipe, choose=bool(choose)))
     check_recipe(recipe, world)
     folder.check("recipe")
-    with TemporaryDirectory(dir=folder.path, prefix=".") as temporary:
-        work = _Work(session, recipe, world, shown, Path(temporary), progress)
-        made = work.run(documents)
-        _write_examples(folder, made)
+    with _between(folder.path) as files:
+        work = _Work(session, recipe, world, shown, files, progress)
+        chosen = work.choose(choose) if choose else None
+        _write_examples(folder, work.run(documents))
     manifest = {
         "recipe": str(recipe),
-        "shown": [shot._asdict() for shot in shown],
+        "shown": [shot._asdict() for shot in (chosen.shots if chosen else shown)],
+        "chosen": {"best": chosen.value, "worst": chosen.worst} if chosen else None,
         **session.describe(),
         "data": {name: _origin(path, f"{name}.jsonl") for name, path in (sources or {}).items()},
         "versions": versions(),
@@ -151,6 +156,18 @@ def _origin(source: str | Path, inside: str) -> dict[str, str]:
     return fingerprint(source, inside) | where
 
 
+@contextmanager
+def _between(folder: Path) -> Iterator[Path]:
+    """A folder for the files between two steps; what a killed run left there goes too."""
+    files = folder / ".steps"
+    shutil.rmtree(files, ignore_errors=True)
+    files.mkdir()
+    try:
+        yield files
+    finally:
+        shutil.rmtree(files)
+
+
 class _Work:
     """One recipe on its way: step after step over the whole set, in the order of the documents.
 
@@ -173,6 +190,14 @@ class _Work:
         self._session, self._recipe, self._world, self._shown = session, recipe, world, shown
         self._folder = folder
         self._progress = progress or (lambda _step, _count, _cost: None)
+
+    def choose(self, n: int) -> Chosen:
+        """Choose the examples that writers are shown."""
+        plan = staged(choose_shots(self._shown, n), "choice of examples")
+        found: list[Chosen] = []
+        self._each(None, (None,), lambda _: plan, lambda _item, chosen, _log: found.append(chosen))
+        self._shown = found[0].shots
+        return found[0]
 
     def run(self, documents: Iterable[Document]) -> Path:
         """The file with all examples, dropped ones too."""

@@ -33,6 +33,13 @@ def generate(
         str | None,
         typer.Option(help='JSONL of {"document", "query"}: examples shown to the model.'),
     ] = None,
+    choose: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Show N of the examples: those behind which the model finds others likeliest.",
+        ),
+    ] = 0,
     held_out: Annotated[
         str | None,
         typer.Option(help="Test data in BEIR's layout: nothing near to it is kept (`guard`)."),
@@ -58,7 +65,7 @@ def generate(
 
     started = time.perf_counter()
     steps = api.parse_recipe(recipe)
-    needs = api.recipe_needs(steps)
+    needs = api.recipe_needs(steps, choose=bool(choose))
     model = search.connected(settings, needs)
     embeds = any(needed.ask is Embed for needed in needs)
     shown = api.shots(examples) if examples else ()
@@ -82,6 +89,7 @@ def generate(
             folder,
             world=world,
             shown=shown,
+            choose=choose,
             sources={"corpus": corpus, **({"queries": held_out} if held_out else {})},
             progress=progress,
         )

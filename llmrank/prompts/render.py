@@ -282,6 +282,8 @@ class PromptSet:
             values["n"] = asked.n
         if isinstance(asked, Grade):
             values["labels"] = asked.labels
+        if isinstance(asked, Likelihood):
+            values["examples"] = _clean_input(asked.examples)
         return values, len(shown), sum(was_cut for _, was_cut in shown)
 
     def parse(self, request: Request, reply: Reply) -> Answer[Any]:

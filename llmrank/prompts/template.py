@@ -31,7 +31,11 @@ PLACEHOLDERS: Mapping[Kind, frozenset[str]] = {
     "likelihood": frozenset({"query", "passage"}),
     "attend": frozenset({"query", "passages"}),
 }
-OPTIONAL: Mapping[Kind, frozenset[str]] = {"pick": frozenset({"n"}), "grade": frozenset({"labels"})}
+OPTIONAL: Mapping[Kind, frozenset[str]] = {
+    "pick": frozenset({"n"}),
+    "grade": frozenset({"labels"}),
+    "likelihood": frozenset({"examples"}),
+}
 
 # What an expression in a template can raise; a loop too long for the sandbox is an OverflowError.
 _RENDERING = (
@@ -187,6 +191,7 @@ class Template(BaseModel):
                     "passages": passages,
                     "n": 1,
                     "labels": tuple(self.labels) or ("1", "0"),
+                    "examples": (("a document", "a query"),),
                 }
             )
         except InputError as error:

@@ -237,3 +237,30 @@ def test_a_corpus_of_empty_texts(llmrank: Command, served: list[object], tmp_pat
     done = llmrank("generate", "all >> write", *served, "--corpus", "blank", "--out", "a")
     assert done.code == 3
     assert "no document was chosen" in done.err
+
+
+def test_what_a_killed_run_left_between_two_steps_goes(
+    llmrank: Command, served: list[object], tmp_path: Path
+) -> None:
+    assert llmrank("generate", RECIPE, *served, "--out", "a").code == 0
+    (tmp_path / "a" / ".steps").mkdir()
+    (tmp_path / "a" / ".steps" / "7.jsonl").write_text("half a li")
+    assert llmrank("generate", RECIPE, *served, "--out", "a").code == 0
+    assert not (tmp_path / "a" / ".steps").exists()
+
+
+def test_examples_are_chosen_by_the_model(
+    llmrank: Command, served: list[object], tmp_path: Path
+) -> None:
+    rows = [{"document": f"text {i}", "query": f"query {i}"} for i in range(8)]
+    trec.write_jsonl(tmp_path / "shots", rows)
+    (tmp_path / "qrels").write_text("q 0 bread 1\n")
+    given = ["--examples", "shots", "--choose", 2, "--model", "oracle:qrels", "--out", "a"]
+    assert llmrank("generate", "all >> write", *served, *given).code == 0
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert len(manifest["shown"]) == 2
+    assert all(shot in rows for shot in manifest["shown"])
+    assert manifest["chosen"]["best"] >= manifest["chosen"]["worst"]
+    few = llmrank("generate", "all >> write", *served, *given, "--choose", 5, "--out", "b")
+    assert few.code == 3
+    assert "cannot be chosen" in few.err

@@ -72,6 +72,7 @@ ASKS: dict[str, Ask[Any]] = {
     "yesno": Grade(QUERY, DOC),
     "scale": Grade(QUERY, DOC, ("2", "1", "0")),
     "likelihood": Likelihood(QUERY, DOC),
+    "query_given_examples": Likelihood(QUERY, DOC, "query_given_examples", (("a", "b"),)),
     "hyde": Write("hyde", (("query", QUERY.text),)),
     "query2doc": Write("query2doc", (("query", QUERY.text),)),
     "self_contained": Grade(QUERY, Document("", ""), task="self_contained"),
