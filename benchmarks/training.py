@@ -89,7 +89,7 @@ def train(rows: list[dict[str, Any]], given: argparse.Namespace) -> Path:
         num_train_epochs=given.epochs,
         per_device_train_batch_size=given.batch,
         learning_rate=given.rate,
-        warmup_ratio=0.1,
+        warmup_steps=0.1,
         seed=SEED,
         use_cpu=True,
         save_strategy="no",

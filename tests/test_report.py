@@ -200,6 +200,32 @@ def test_every_step_of_the_recipe() -> None:
     assert "Every step" not in Page(report(six(), {}, MANIFEST)).text
 
 
+def test_stages_stand_as_in_the_recipe() -> None:
+    first = made("a#0", "a b c", ("write(kinds=claim)", True, None), ("unique", True, None))
+    second = made("a#1", "d e f", ("write(kinds=title)", True, None), ("unique", False, None))
+    names = ["all", "write(kinds=claim)", "write(kinds=title)", "unique"]
+    steps = [{"step": name, "came": 2, "kept": 2} for name in names]
+    page = Page(report([first, second], {"funnel": steps}, MANIFEST))
+    table = [row[:2] for row in page.rows[: page.rows.index(["step", "came", "kept", "of these"])]]
+    assert table[3:] == [[names[1], "2"], [names[2], "2"], ["unique", "1"], ["kept", "1"]]
+
+
+def test_steps_that_no_example_tells_of_cost_too() -> None:
+    step = {"step": "worthwhile", "came": 9, "kept": 6}
+    stage = {"asks": 9, "prompt_tokens": 900, "completion_tokens": 9, "outcomes": {"ok": 9}}
+    summary = {"funnel": [step], "stages": {"worthwhile": stage, "yesno@2": stage}}
+    page = Page(report(six(), summary, MANIFEST))
+    assert page.row("worthwhile")[-1][1:] == ["9", "900", "9", "9 ok"]
+    assert page.row("together")[1][1:] == ["14", "1,506", "13", "14 ok"]
+    assert page.row("yesno@2") == []
+
+
+def test_a_map_of_some_documents_says_so() -> None:
+    topics = {"a": {"point": [0.0, 1.0], "cluster": 7}, "b": {"point": [1, 1], "cluster": 1}}
+    text = Page(report(six(), {"topics": topics}, MANIFEST)).text
+    assert "Map and clusters have 2 of the documents, drawn at random." in text
+
+
 def test_tokens_prompts_and_manifest() -> None:
     prices = {"prompt": 1000.0, "completion": 10_000.0}
     page = Page(report(six(), {"prices": prices, "complete": False}, MANIFEST))

@@ -15,6 +15,7 @@ from typing import IO
 
 import llmrank.synth.exports as exports
 import llmrank.trec as trec
+from llmrank.api.runs import fingerprint
 from llmrank.errors import InputError
 from llmrank.plan import Order
 from llmrank.prompts import PromptSet
@@ -190,6 +191,10 @@ def _corpus(run: Path) -> str:
     if not name.startswith("ir_datasets:") and not Path(name).exists():
         message = f"the run was made from the corpus {name}, which is not there"
         raise InputError(message, path=run / MANIFEST, remedy=remedy)
+    known = told.get("sha256")
+    if known and fingerprint(name, "corpus.jsonl").get("sha256") != known:
+        message = f"the corpus {name} is not what it was at the time of the run"
+        raise InputError(message, path=run / MANIFEST, remedy=f"{remedy} to take it as it is")
     return name
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import llmrank.rerank as methods
 import llmrank.trec as trec
 from llmrank.api.first_stage import SEARCHES
 from llmrank.api.runs import fingerprint, summary, versions
 from llmrank.api.session import Session
+from llmrank.api.spool import Counted, as_document, between, named, read_lines, write_line
 from llmrank.api.world import Corpus
 from llmrank.errors import InputError
 from llmrank.plan import (
@@ -39,6 +37,7 @@ from llmrank.store import RunFolder
 from llmrank.synth import Calls, Example, Recipe, Shot, Step, parse
 from llmrank.synth.across import Guard
 from llmrank.synth.base import DocumentFilter, Stage, Writer
+from llmrank.synth.filters import Language
 from llmrank.synth.records import record, restored, whole
 from llmrank.synth.shots import NEEDS, Chosen, choose_shots
 from llmrank.types import Document, Tally
@@ -49,10 +48,6 @@ Log = list[tuple[Ask[Any], Answer[Any]]]
 """What was asked and answered, in the order of the asks."""
 Progress = Callable[[str, int, Tally], None]
 """Called with a step, how many documents or examples are through it, and the cost of all so far."""
-
-
-_DRAWN = 2000
-"""Documents on the map of topics."""
 
 
 class Passed(NamedTuple):
@@ -91,11 +86,16 @@ def first_stage_of(recipe: Recipe) -> str | None:
 
 
 def check_recipe(recipe: Recipe, world: Corpus) -> None:
-    """`InputError` where there is no index that a step needs, or no test data to guard."""
+    """`InputError` where there is no index that a step needs, no test data to guard or no guard."""
     if missing := recipe.searches - world.kinds:
         raise InputError(f"the recipe searches by {', '.join(sorted(missing))}; there is no index")
-    if world.held_out is None and any(isinstance(stage, Guard) for stage in recipe.stages):
+    guarded = any(isinstance(stage, Guard) for stage in recipe.stages)
+    if guarded and world.held_out is None:
         raise InputError("guard needs test data", remedy="name them with --held-out")
+    if world.held_out is not None and not guarded:
+        raise InputError("no step guards the test data", remedy="add >> guard to the recipe")
+    if any(isinstance(stage, Language) for stage in recipe.stages):
+        world.language("")  # what it lacks is missed before anything is paid for
 
 
 def synthesize(
@@ -123,7 +123,7 @@ def synthesize(
     session.check(needs_of(recipe, choose=bool(choose)))
     check_recipe(recipe, world)
     folder.check("recipe")
-    with _between(folder.path) as files:
+    with between(folder.path) as files:
         work = _Work(session, recipe, world, shown, files, progress)
         chosen = work.choose(choose) if choose else None
         _write_examples(folder, work.run(documents))
@@ -154,18 +154,6 @@ def _origin(source: str | Path, inside: str) -> dict[str, str]:
     path = Path(source)
     where = {"path": str(path.resolve())} if path.exists() else {"path": str(source)}
     return fingerprint(source, inside) | where
-
-
-@contextmanager
-def _between(folder: Path) -> Iterator[Path]:
-    """A folder for the files between two steps; what a killed run left there goes too."""
-    files = folder / ".steps"
-    shutil.rmtree(files, ignore_errors=True)
-    files.mkdir()
-    try:
-        yield files
-    finally:
-        shutil.rmtree(files)
 
 
 class _Work:
@@ -201,18 +189,18 @@ class _Work:
 
     def run(self, documents: Iterable[Document]) -> Path:
         """The file with all examples, dropped ones too."""
-        chosen = self._recipe.choice.choose(distinct(documents), self._world)
-        counted = _Counted(chosen)
+        chosen = self._recipe.choice.choose(named(distinct(documents)), self._world)
+        counted = Counted(chosen)
         place, each = self._spooled(0), iter(counted)
         for number, one in enumerate(self._recipe.filters):
             place = self._spooled(number)
             self._filter(one, each, place)
-            each = map(_document, _lines(place))
+            each = map(as_document, read_lines(place))
         written = self._spooled(len(self._recipe.filters))
         self._write(each, written)
         if not counted.count:
             raise InputError("no document was chosen", remedy="it takes documents with a text")
-        self.chosen = counted.first
+        self.chosen = counted.drawn
         self.funnel.insert(0, Passed(str(self._recipe.choice), counted.count, counted.count))
         for number, stage in enumerate(self._recipe.stages, start=len(self._recipe.filters) + 1):
             before, written = written, self._spooled(number)
@@ -232,7 +220,7 @@ class _Work:
                 count["came"] += 1
                 if step.keeps(document, found, memory):
                     count["kept"] += 1
-                    _line(stream, [document.id, document.text, document.title])
+                    write_line(stream, [document.id, document.text, document.title])
 
             self._each(step, documents, lambda one: step.plan(one, self._world), take)
         self.funnel.append(Passed(str(step), count["came"], count["kept"]))
@@ -247,7 +235,7 @@ class _Work:
                 number = 0
                 for writer, (examples, log) in zip(writers, found, strict=True):
                     for example in self._with_calls(writer, examples, log):
-                        _line(stream, whole(replace(example, id=f"{document.id}#{number}")))
+                        write_line(stream, whole(replace(example, id=f"{document.id}#{number}")))
                         number += 1
                         came[writer] += 1
                         kept[writer] += example.kept
@@ -282,9 +270,9 @@ class _Work:
                     example = stage.settle(replace(example, calls=calls), found, memory)
                     count["came"] += 1
                     count["kept"] += example.kept
-                _line(stream, whole(example))
+                write_line(stream, whole(example))
 
-            self._each(stage, map(restored, _lines(before)), plan, take)
+            self._each(stage, map(restored, read_lines(before)), plan, take)
         self.funnel.append(Passed(str(stage), count["came"], count["kept"]))
 
     def _once(self, step: Step, plan: Plan[T]) -> T:
@@ -319,22 +307,6 @@ class _Work:
             return item, (yield from _logged(whole_plan))
 
         self._session.run_sync(((i, one(item)) for i, item in enumerate(items)), finished)
-
-
-class _Counted:
-    """Documents, counted as they pass; `first` has the ids of as many as a picture can show."""
-
-    def __init__(self, documents: Iterable[Document]) -> None:
-        self.count = 0
-        self.first: list[str] = []
-        self._documents = documents
-
-    def __iter__(self) -> Iterator[Document]:
-        for document in self._documents:
-            self.count += 1
-            if self.count <= _DRAWN:
-                self.first.append(document.id)
-            yield document
 
 
 def _nothing() -> Plan[None]:
@@ -389,34 +361,28 @@ def _called(step: Step, log: Log, prompts: PromptSet) -> Calls:
     )
 
 
-def _line(stream: TextIO, content: object) -> None:
-    stream.write(json.dumps(content) + "\n")
-
-
-def _lines(path: Path) -> Iterator[Any]:
-    with path.open(encoding="utf-8") as stream:
-        yield from map(json.loads, stream)
-
-
-def _document(content: tuple[str, str, str]) -> Document:
-    return Document(*content)
-
-
 def _write_examples(folder: RunFolder, made: Path) -> None:
     """The files of a run folder that hold examples."""
 
     def kept() -> Iterator[Example]:
-        return (example for example in map(restored, _lines(made)) if example.kept)
+        return (example for example in map(restored, read_lines(made)) if example.kept)
 
-    trec.write_jsonl(folder.path / "examples.jsonl", map(record, map(restored, _lines(made))))
+    trec.write_jsonl(folder.path / "examples.jsonl", map(record, map(restored, read_lines(made))))
     texts = ({"_id": one.id, "text": one.query} for one in kept())
     trec.write_jsonl(folder.path / "queries.jsonl", texts)
     (folder.path / "qrels").mkdir(exist_ok=True)
-    for split in sorted({example.split or "train" for example in kept()} | {"train"}):
+    splits = sorted({example.split or "train" for example in kept()} | {"train"})
+    for stale in set(folder.path.glob("qrels/*.tsv")) - {_qrels(folder, one) for one in splits}:
+        stale.unlink()
+    for split in splits:
         judgements = (
             (one.id, document, grade)
             for one in kept()
             if (one.split or "train") == split
             for document, grade in one.positives.items()
         )
-        trec.write_qrels(folder.path / f"qrels/{split}.tsv", judgements)
+        trec.write_qrels(_qrels(folder, split), judgements)
+
+
+def _qrels(folder: RunFolder, split: str) -> Path:
+    return folder.path / "qrels" / f"{split}.tsv"

@@ -70,6 +70,7 @@ def generate(
     embeds = any(needed.ask is Embed for needed in needs)
     shown = api.shots(examples) if examples else ()
     test = _held_out(held_out, held_out_qrels)
+    sources = {"corpus": corpus, "queries": held_out, "qrels": held_out_qrels}
     retriever = None
     if stage := api.recipe_first_stage(steps):
         encoder, url = settings.encoder, settings.encoder_url
@@ -90,7 +91,7 @@ def generate(
             world=world,
             shown=shown,
             choose=choose,
-            sources={"corpus": corpus, **({"queries": held_out} if held_out else {})},
+            sources={name: source for name, source in sources.items() if source is not None},
             progress=progress,
         )
     screen.outcome(tally, session.sent, time.perf_counter() - started)

@@ -53,6 +53,15 @@ def show(
         # Halves of characters cannot be printed; their backslash form is their JSON escape.
         typer.echo(text.encode("utf-8", "backslashreplace").decode())
         return
+    try:
+        _retell(example, run, corpus)
+    except (AttributeError, KeyError, TypeError) as error:
+        message = f"the record of {visible(identifier)!r} is damaged: {error!r}"
+        remedy = "the same llmrank generate writes it again"
+        raise InputError(message, path=run / EXAMPLES, remedy=remedy) from error
+
+
+def _retell(example: Record, run: Path, corpus: str | None) -> None:
     texts = _texts(example, run, corpus)
     _say_outcome(example)
     _say_sources(example, texts)
@@ -110,7 +119,9 @@ def _texts(example: Record, run: Path, corpus: str | None) -> Mapping[str, Docum
     from llmrank import trec
     from llmrank.api.runs import fingerprint
 
-    told = _json(run / "manifest.json").get("data", {}).get("corpus", {})
+    told: Any = _json(run / "manifest.json").get("data")
+    told = told.get("corpus") if isinstance(told, dict) else None
+    told = told if isinstance(told, dict) else {}
     source = corpus or told.get("path") or told.get("name", "")
     if corpus is None and (not source or not Path(source).exists()):
         screen.note("the corpus is not here, so documents have no text; give --corpus")

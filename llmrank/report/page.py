@@ -50,11 +50,13 @@ def report(
     (x, y), a `cluster` or both; and `prices`: money per million `prompt` and `completion` tokens.
     What the examples do not have is left out with a sentence that says so.
     """
-    parts = _Parts(Topics(summary.get("topics") or {}))
+    steps = [str(step["step"]) for step in summary.get("funnel") or ()]
+    parts = _Parts(Topics(summary.get("topics") or {}), Funnel(steps))
     whole = parts.all
     for example in examples:
         for part in whole:
             part.add(example)
+    parts.spending.others(summary.get("stages") or {}, steps)
     return _template().render(
         parts=parts,
         summary=summary,

@@ -7,7 +7,7 @@ and scores, never with that of the examples.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -55,8 +55,9 @@ class Step(NamedTuple):
 
 @dataclass
 class Funnel:
-    """How many examples got how far."""
+    """How many examples got how far; `order` has the stages as they stand in the recipe."""
 
+    order: Sequence[str] = ()
     asked: int = 0
     written: int = 0
     kept: int = 0
@@ -81,7 +82,8 @@ class Funnel:
             Step("asked for", self.asked, 0),
             Step("written", self.written, self._fates[NO_QUERY]),
         ]
-        for stage in self._stages:
+        places = {stage: place for place, stage in enumerate(self.order)}
+        for stage in sorted(self._stages, key=lambda stage: places.get(stage, len(places))):
             found.append(Step(stage, found[-1].left - self._fates[stage], self._fates[stage]))
         return [*found, Step("kept", self.kept, self._fates[NO_VERDICT])]
 
@@ -248,6 +250,17 @@ class Spending:
             cost.statuses.update(call.get("statuses") or {})
             if call["prompt"]:  # embeddings have none
                 self.prompts[str(call["prompt"]), str(call["sha256"])] += call["calls"]
+
+    def others(self, told: Mapping[str, Record], steps: Sequence[str]) -> None:
+        """Add the steps that no example tells of, as those that leave documents out."""
+        for name in steps:
+            if name not in self.stages and (one := told.get(name)):
+                self.stages[name] = Cost(
+                    calls=one["asks"],
+                    prompt_tokens=one["prompt_tokens"],
+                    completion_tokens=one["completion_tokens"],
+                    statuses=Counter(one["outcomes"]),
+                )
 
 
 class Samples:

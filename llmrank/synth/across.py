@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from hashlib import sha256
 from typing import Any, ClassVar, NamedTuple
@@ -11,9 +12,10 @@ from numpy.typing import NDArray
 
 from llmrank.errors import InputError, SpecError
 from llmrank.plan import Embed, Need, Plan, Vectors, ask
-from llmrank.synth.base import Example, Stage, World
+from llmrank.synth.base import Example, Passage, Stage, World
 from llmrank.synth.filters import check_share
-from llmrank.synth.text import Overlap
+from llmrank.synth.text import Overlap, normalised
+from llmrank.types import Document
 
 _TOGETHER = 256
 """Held-out queries embedded in one request."""
@@ -139,8 +141,9 @@ class Guard(Stage):
 class Split(Stage):
     """Training, development and test examples, by document: no document is in two of them.
 
-    Each document belongs to one split, by a hash of its id and `seed`. An example whose sources
-    belong to several is dropped, and passages of other splits are taken away from beside it.
+    Each document belongs to one split, by a hash of its normalised text and `seed`, so that copies
+    are in the same one. An example whose sources belong to several is dropped, and passages of
+    other splits are taken away from beside it; one that loses its last negative so is dropped too.
     """
 
     name: ClassVar[str] = "split"
@@ -157,25 +160,32 @@ class Split(Stage):
 
     def settle(self, example: Example, found: Any, memory: Any) -> Example:  # noqa: ANN401
         """The value is the number of passages taken away."""
-        splits = {self.of(span.document.id) for span in example.sources}
+        splits = {self.of(span.document) for span in example.sources}
         if len(splits) > 1:
             return example.judged(self, False, note="its sources are in several splits")
         (split,) = splits
         kept = tuple(
             passage
             for passage in example.passages
-            if not passage.in_corpus or self.of(passage.document.id) == split
+            if not passage.in_corpus or self.of(passage.document) == split
         )
         gone = len(example.passages) - len(kept)
-        return replace(example, passages=kept, split=split).judged(self, True, gone)
+        had, has = _negatives(example.passages), _negatives(kept)
+        note = "no negative is in its split" if had and not has else ""
+        return replace(example, passages=kept, split=split).judged(self, not note, gone, note=note)
 
-    def of(self, document_id: str) -> str:
+    def of(self, document: Document) -> str:
         """The split of a document."""
-        digest = sha256(f"{self.seed}/{document_id}".encode("utf-8", "surrogatepass")).digest()
+        text = normalised(document.contents) or document.id
+        digest = sha256(f"{self.seed}/{text}".encode("utf-8", "surrogatepass")).digest()
         draw = int.from_bytes(digest[:8], "big") / 2**64
         if draw < self.dev:
             return "dev"
         return "test" if draw < self.dev + self.test else "train"
+
+
+def _negatives(passages: Sequence[Passage]) -> int:
+    return sum(passage.label == 0 for passage in passages)
 
 
 class Alike(NamedTuple):

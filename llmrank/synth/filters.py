@@ -12,9 +12,6 @@ from llmrank.synth.base import Example, Stage, World, index_of
 from llmrank.synth.text import copied, words
 from llmrank.types import Candidate, Document
 
-_TOGETHER = 256
-"""Held-out queries embedded in one request."""
-
 
 @dataclass(frozen=True)
 class Length(Stage):
@@ -25,6 +22,11 @@ class Length(Stage):
     _: KW_ONLY
     least: int = 3
     most: int = 64
+
+    def check(self) -> None:
+        """Raise `SpecError` for bounds that nothing is between."""
+        if not 0 <= self.least <= self.most:
+            raise SpecError("length: least must be at least 0 and at most most")
 
     def settle(self, example: Example, found: Any, memory: Any) -> Example:  # noqa: ANN401
         """The value is the number of words."""
@@ -128,6 +130,11 @@ class Judge(Stage):
 
     _: KW_ONLY
     least: float = 0.5
+
+    def check(self) -> None:
+        """Raise `SpecError` for a bound that is no number."""
+        if math.isnan(self.least):
+            raise SpecError("judge: least must be a number")
 
     @property
     def needs(self) -> list[Need]:

@@ -59,8 +59,10 @@ class Mine(Stage):
         return index_of(self.by)
 
     def plan(self, example: Example, world: World) -> Plan[list[Candidate]]:
-        """One search."""
-        return (yield from world.search(example.query, self.depth, self.by))
+        """One search; documents that are relevant to held-out queries are not found."""
+        found = yield from world.search(example.query, self.depth, self.by)
+        kept_out = world.held_out.documents if world.held_out is not None else frozenset()
+        return [one for one in found if one.document.id not in kept_out]
 
     def settle(self, example: Example, found: Any, memory: Any) -> Example:  # noqa: ANN401
         """The value is the number of negatives; the note says where the source was found."""

@@ -11,7 +11,7 @@ from typing import ClassVar
 from llmrank.errors import SpecError
 from llmrank.plan import Answer, Need, Plan, Write, Written, ask_all
 from llmrank.synth.base import Example, Shot, Span, World, Writer, index_of
-from llmrank.synth.text import normalised
+from llmrank.synth.text import line, normalised
 from llmrank.types import Document, Status
 
 KINDS = ("search", "question", "claim", "keywords", "title")
@@ -47,6 +47,8 @@ class WriteQueries(Writer):
         for kind in self._kinds:
             if kind not in KINDS:
                 raise SpecError(f"write: no kind {kind!r}; there are: {', '.join(KINDS)}")
+        if len(set(self._kinds)) < len(self._kinds):
+            raise SpecError("write: a kind stands twice; n says how many queries of each")
         if self.n < 1 or self.words < 1:
             raise SpecError("write: n and words must be at least 1")
         if self.level not in ("passage", "sentence"):
@@ -173,7 +175,7 @@ def _written(
     given: Iterable[str],
 ) -> Example:
     """What came of one text; a query cut off by the token limit is none."""
-    query = answer.value.text if answer.value is not None else ""
+    query = line(answer.value.text) if answer.value is not None else ""
     note = ""
     if not query:
         note = answer.problem or "nothing was written"

@@ -76,6 +76,9 @@ def parse(text: str, method: Callable[[str], Ranks]) -> Recipe:
     stages = _leading(rest, Stage)
     if rest:
         raise SpecError(f"{rest[0]} stands too late; documents are chosen, then written for")
+    names = [stage.name for stage in stages]
+    if Split.name in names and Mine.name in names[names.index(Split.name) :]:
+        raise SpecError("mine stands before split, or what it finds is of other splits")
     return Recipe(steps[0], tuple(filters), tuple(writers), tuple(stages))
 
 

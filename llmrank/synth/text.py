@@ -17,6 +17,8 @@ _UNSPACED = (
     "CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HENTAIGANA", "BOPOMOFO", "YI", "THAI", "LAO",
     "KHMER", "MYANMAR", "BALINESE", "JAVANESE", "NEW TAI LUE", "TAI LE", "TAI THAM", "TAI VIET",
 )  # fmt: skip
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]+")
+_BREAKS = re.compile("[\t\n\u2028\u2029]+")
 _ASCII_BREAKS = re.compile("[^a-z0-9]+")
 _BREAK = "\u200b"  # a zero-width space parts words; other format characters stand inside them
 _KANA = ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA")
@@ -49,6 +51,19 @@ class _Spaced(dict[int, str]):
 
 
 _kept, _spaced = _Kept(), _Spaced()
+
+
+def printable(text: str) -> str:
+    """The text with a space for control characters, but tabs and line ends, and half characters.
+
+    A model may write these, and files that hold them are refused by JSON readers.
+    """
+    return _UNPRINTABLE.sub(" ", text).strip()
+
+
+def line(text: str) -> str:
+    """The same in one line, without tabs."""
+    return _BREAKS.sub(" ", printable(text)).strip()
 
 
 def normalised(text: str) -> str:

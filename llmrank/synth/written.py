@@ -15,7 +15,7 @@ from llmrank.errors import SpecError
 from llmrank.plan import Answer, Grade, Need, Plan, Write, Written, ask_all
 from llmrank.synth.base import QUERY, WRITTEN, Example, Passage, Stage, World
 from llmrank.synth.negatives import texts_of, with_sources
-from llmrank.synth.text import normalised
+from llmrank.synth.text import normalised, printable
 from llmrank.types import Document, Query, Status
 
 LEVELS = (3, 2, 1, 0)
@@ -178,7 +178,7 @@ def _samples(task: str, example: Example, n: int, words: int) -> Plan[list[Answe
 
 
 def _text(answer: Answer[Written]) -> str:
-    return answer.value.text.strip() if answer.value is not None else ""
+    return printable(answer.value.text) if answer.value is not None else ""
 
 
 def _whole(answer: Answer[Written]) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from llmrank import prompts, trec
 from llmrank.api.exporting import CONTENTS, Exported, export
+from llmrank.api.runs import fingerprint
 from llmrank.errors import InputError, SpecError
 from llmrank.plan import Order
 from llmrank.synth.exports import FORMATS
@@ -255,6 +256,17 @@ def test_the_corpus(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     told = export(run, "st-pairs", tmp_path / "out", corpus=tmp_path / "corpus.jsonl")
     assert told.examples == TRAIN
+
+
+def test_a_corpus_that_is_another_by_now(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    manifest = {"data": {"corpus": {**fingerprint(path), "path": str(path)}}}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert export(run, "st-pairs", tmp_path / "out").examples == TRAIN
+    trec.write_jsonl(path, [{**one, "text": "another text"} for one in data.corpus_lines()])
+    with pytest.raises(InputError, match="not what it was"):
+        export(run, "st-pairs", tmp_path / "out")
+    assert export(run, "st-pairs", tmp_path / "out", corpus=path).examples == TRAIN
 
 
 def test_a_line_that_is_no_example_is_named(run: Path, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from aiohttp import web
 from llmrank import Document, Retriever, Session, Settings, trec
 from llmrank.api import Corpus, parse_recipe, shots, synthesize
 from llmrank.backends.oracle import Oracle
-from llmrank.errors import InputError
+from llmrank.errors import InputError, MissingExtra
 from llmrank.store import RunFolder
 from tests.api.judges import MODEL
 from tests.servers import Body, Server, completion, waits
@@ -84,6 +86,55 @@ def test_what_a_recipe_needs_is_looked_for_before_anything_is_asked(
     with pytest.raises(InputError, match="--held-out"):
         _run(session, "all >> write >> guard", folder)
     assert not server.bodies("/completions")
+
+
+class _Bare(Corpus):
+    def language(self, text: str) -> Mapping[str, float]:
+        raise MissingExtra("py3langid", "synth")
+
+
+def test_so_is_a_package(session: Session, server: Server, tmp_path: Path) -> None:
+    with pytest.raises(MissingExtra):
+        _run(session, "all >> write >> language", tmp_path, _Bare())
+    assert not server.bodies("/completions")
+
+
+def test_two_runs_into_one_folder_at_once(session: Session, tmp_path: Path) -> None:
+    theirs = tmp_path / ".steps" / "0.jsonl"
+    theirs.parent.mkdir()
+    theirs.write_text("half a fi")
+    number = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(number, fcntl.LOCK_EX)
+    with pytest.raises(InputError, match="another run"):
+        _run(session, "all >> write", tmp_path)
+    assert theirs.read_text() == "half a fi"
+    os.close(number)
+    assert len(_run(session, "all >> write", tmp_path)) == len(DOCUMENTS)
+    assert not theirs.exists()
+
+
+def test_the_map_is_of_documents_from_all_over_the_corpus(tmp_path: Path, session: Session) -> None:
+    many = [Document(f"d{i}", f"number {i}") for i in range(3000)]
+    world = _Drawing()
+    recipe = parse_recipe("all >> distinct(least=0.01) >> write")
+    synthesize(session, recipe, many, RunFolder(tmp_path), world=world)
+    places = sorted(int(name[1:]) for name in world.drawn)
+    assert len(set(places)) == 2000
+    assert 1400 < sum(places) / len(places) < 1600
+
+
+class _Drawing(Corpus):
+    """Keeps the documents that are to be on the map."""
+
+    drawn: Sequence[str] = ()
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        return frozenset({"dense"})
+
+    def topics(self, ids: Sequence[str]) -> dict[str, dict[str, object]]:
+        self.drawn = ids
+        return {}
 
 
 def test_a_corpus_with_an_id_twice_is_refused(session: Session, tmp_path: Path) -> None:

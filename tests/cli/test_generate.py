@@ -123,6 +123,26 @@ def test_splits_have_files_of_their_own(
     assert sum(map(len, found.values())) == len(records) == 3
 
 
+def test_splits_of_an_earlier_recipe_go(
+    llmrank: Command, served: list[object], tmp_path: Path
+) -> None:
+    recipe = "all >> write >> split(dev=0.5, seed=1)"
+    assert llmrank("generate", recipe, *served, "--out", "a").code == 0
+    assert (tmp_path / "a/qrels/dev.tsv").exists()
+    assert llmrank("generate", "all >> write", *served, "--out", "a").code == 0
+    assert [path.name for path in (tmp_path / "a/qrels").iterdir()] == ["train.tsv"]
+
+
+def test_an_id_that_judgements_cannot_hold(
+    llmrank: Command, served: list[object], server: Server, tmp_path: Path
+) -> None:
+    trec.write_jsonl(tmp_path / "docs", [{"_id": "a\tb", "text": TEXTS["bread"]}])
+    done = llmrank("generate", "all >> write", *served, "--out", "a")
+    assert done.code == 3
+    assert "holds a tab or a line break" in done.err
+    assert not asked(server)
+
+
 def test_a_recipe_in_a_file(llmrank: Command, served: list[object], tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text(f'recipe = "{RECIPE}"\nout = "a"\ncorpus = "nowhere"\n')
     assert llmrank("generate", "r.toml", *served).code == 0
@@ -169,6 +189,22 @@ def test_held_out_data_is_guarded(llmrank: Command, served: list[object], tmp_pa
     assert [name for name, record in records.items() if record["kept"]] == ["bees#0"]
     assert records["bread#0"]["verdicts"][-1]["note"] == "as t (normalised)"
     assert "tides is relevant" in records["tides#0"]["verdicts"][-1]["note"]
+    origins = json.loads((tmp_path / "a" / "manifest.json").read_text())["data"]
+    assert {name: origin["name"] for name, origin in origins.items()} == {
+        "corpus": "docs",
+        "queries": "test",
+        "qrels": "qrels",
+    }
+
+
+def test_test_data_without_a_guard_is_refused(
+    llmrank: Command, served: list[object], server: Server, tmp_path: Path
+) -> None:
+    trec.write_jsonl(tmp_path / "test", [{"_id": "t", "text": "Why does DOUGH rise?"}])
+    done = llmrank("generate", "all >> write", *served, "--held-out", "test", "--out", "a")
+    assert done.code == 3
+    assert "add >> guard" in done.err
+    assert not asked(server)
 
 
 def test_too_many_failures(llmrank: Command, served: list[object]) -> None:
@@ -212,6 +248,7 @@ def test_mistakes_leave_nothing_behind(
         ("write", "begins with a choice"),
         ("all >> write >> poetry", "no step 'poetry'"),
         ("all >> write >> guard", "--held-out"),
+        ("all >> write(kinds=claim+claim)", "twice"),
         ("nowhere.toml", "cannot be read"),
     ],
 )

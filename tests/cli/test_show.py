@@ -188,6 +188,23 @@ def test_what_a_terminal_would_obey_is_shown_as_escapes(llmrank: Command, folder
     assert "\\u202e\\ud800[red]x[/red]" in done.out
 
 
+@pytest.mark.parametrize("told", ["[]", '{"data": []}', '{"data": {"corpus": "a"}}'])
+def test_a_damaged_manifest(llmrank: Command, folder: Path, told: str) -> None:
+    (folder / "manifest.json").write_text(told)
+    done = llmrank("show", "bread#0", "--run", "run")
+    assert done.code == 0
+    assert "give --corpus" in done.err
+    assert "why does dough rise" in done.out
+
+
+@pytest.mark.parametrize("told", [{}, {"query": "q", "kept": True, "sources": 3}])
+def test_a_damaged_example(llmrank: Command, folder: Path, told: dict[str, object]) -> None:
+    trec.write_jsonl(folder / "examples.jsonl", [{"_id": "bread#0", **told}])
+    done = llmrank("show", "bread#0", "--run", "run")
+    assert done.code == 3
+    assert "the record of 'bread#0' is damaged" in done.err
+
+
 def test_without_corpus_or_journal(llmrank: Command, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "docs.jsonl").rename(tmp_path / "moved.jsonl")
     for path in folder.glob(f"{JOURNAL}*"):

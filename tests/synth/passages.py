@@ -45,11 +45,7 @@ class Index:
 
     found: Sequence[Candidate] = ()
     asked: list[tuple[str, int, str]] = field(default_factory=list)
-
-    @property
-    def held_out(self) -> HeldOut | None:
-        """None."""
-        return None
+    held_out: HeldOut | None = None
 
     def search(self, text: str, k: int, by: str) -> Plan[list[Candidate]]:
         """The first k."""

@@ -246,3 +246,8 @@ def test_a_listwise_reply_says_the_ranking(positives: int, negatives: int, seed:
     assert [sample.shuffled[place] for place in places] == sample.ranked
     scores = [text.score or 0.0 for text in sample.ranked]
     assert scores == sorted(scores, reverse=True)
+
+
+def test_half_a_character_spoils_no_line() -> None:
+    text = '{"_id": "a", "query": "half \\ud800", "kept": true, "passages": [{"document": "d"}]}'
+    assert exports.read(text).query == "half \ud800"

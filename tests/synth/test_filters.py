@@ -184,12 +184,11 @@ def test_no_document_is_in_two_splits(
         passages = tuple(Passage(documents[name], "bm25", 0) for name in others)
         made.append(Example(**{**_fields(one), "passages": passages}))
     places: dict[str, set[str]] = {}
-    for one in passed(Split(dev=dev, test=test, seed=seed), made, WORLD):
+    stage = Split(dev=dev, test=test, seed=seed)
+    for one in passed(stage, made, WORLD):
         if not one.kept:
-            assert (
-                len({Split(dev=dev, test=test, seed=seed).of(s.document.id) for s in one.sources})
-                > 1
-            )
+            splits = {stage.of(span.document) for span in one.sources}
+            assert len(splits) > 1 or one.verdicts[-1].note == "no negative is in its split"
             continue
         assert one.split in ("train", "dev", "test")
         for document in (*(s.document for s in one.sources), *(p.document for p in one.passages)):
@@ -197,9 +196,35 @@ def test_no_document_is_in_two_splits(
     assert all(len(splits) == 1 for splits in places.values())
 
 
+def test_copies_are_in_one_split() -> None:
+    stage = Split(dev=0.5)
+    for i in range(50):
+        one, other = Document(f"a{i}", f"Text {i}!"), Document(f"b{i}", f"text  {i}")
+        assert stage.of(one) == stage.of(other)
+
+
+def test_an_example_whose_negatives_are_all_elsewhere_is_dropped() -> None:
+    stage = Split(dev=0.5)
+    documents = [Document(str(i), f"text {i}") for i in range(20)]
+    train = [one for one in documents if stage.of(one) == "train"]
+    dev = [one for one in documents if stage.of(one) == "dev"]
+    one = example("a query", train[0])
+    beside = (Passage(train[0], "source", 1), Passage(dev[0], "bm25", 0))
+    lost, kept = passed(
+        stage,
+        [
+            Example(**{**_fields(one), "passages": beside}),
+            Example(**{**_fields(one), "passages": (*beside, Passage(train[1], "bm25", 0))}),
+        ],
+        WORLD,
+    )
+    assert (lost.kept, lost.verdicts[-1].note) == (False, "no negative is in its split")
+    assert kept.kept
+
+
 def test_splits_have_about_their_shares() -> None:
     stage = Split(dev=0.2, test=0.1)
-    found = [stage.of(f"document {i}") for i in range(5000)]
+    found = [stage.of(Document(str(i), f"document {i}")) for i in range(5000)]
     assert 0.17 < found.count("dev") / 5000 < 0.23
     assert 0.08 < found.count("test") / 5000 < 0.12
 
@@ -215,6 +240,9 @@ def test_splits_have_about_their_shares() -> None:
         (RoundTrip, {"k": 0}),
         (RoundTrip, {"by": "luck"}),
         (Judge, {}),
+        (Judge, {"method": rerank.parse("yesno"), "least": float("nan")}),
+        (Length, {"least": 9, "most": 3}),
+        (Length, {"least": -1}),
     ],
 )
 def test_what_makes_no_sense_is_refused(stage: type[Stage], given: dict[str, Any]) -> None:

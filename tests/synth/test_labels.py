@@ -41,7 +41,10 @@ from tests.synth.passages import (
 )
 
 NAMES = [f"d{i}" for i in range(9)]
-LIKELY = st.dictionaries(st.sampled_from(["s", "t", *NAMES]), st.floats(0, 1))
+# Thousandths: what differs by less may come out as equal.
+LIKELY = st.dictionaries(
+    st.sampled_from(["s", "t", *NAMES]), st.integers(0, 1000).map(lambda n: n / 1000)
+)
 MINED = st.dictionaries(st.sampled_from(NAMES), st.sampled_from([0, 0, None, 1, 2]))
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from llmrank import spec
 from llmrank.errors import SpecError
-from llmrank.synth.base import SOURCE, Example, Passage, Span
+from llmrank.synth.base import SOURCE, Example, HeldOut, Passage, Span
 from llmrank.synth.negatives import Mine
 from llmrank.types import Candidate, Document
 from tests.synth.passages import Index, document, example, found, labels, mined, run, scores
@@ -172,3 +172,10 @@ def test_how_it_is_written() -> None:
 def test_wrong_parameters(wrong: dict[str, object]) -> None:
     with pytest.raises(SpecError):
         Mine(**wrong)  # type: ignore[arg-type]
+
+
+def test_documents_of_test_queries_are_no_negatives() -> None:
+    world = Index(found("s", "a", "b", "c", top=11), held_out=HeldOut((), frozenset({"b"})))
+    one = run(Mine(n=2, depth=50, margin=1.0), example(), world=world)
+    assert negatives(one) == ["a", "c"]
+    assert "b" not in labels(one)

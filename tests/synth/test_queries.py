@@ -77,6 +77,13 @@ def test_a_document_without_text_costs_nothing() -> None:
         assert written(writer, Document("blank", " \n"), refuse) == []
 
 
+def test_a_query_is_one_line_of_characters_that_can_be_shown() -> None:
+    texts = ["a\x1b[31m red\x00\ud800 one", "in\ttwo\u2028parts", "\x07", "می\u200cخواهم"]
+    made = written(WriteQueries(n=4), BREAD, writes(lambda item: says(texts[item.sample])))
+    assert [one.query for one in made] == ["a [31m red  one", "in two parts", "", "می\u200cخواهم"]
+    assert [one.kept for one in made] == [True, True, False, True]
+
+
 def test_a_query_that_was_shown_is_none() -> None:
     shots = (Shot("a text", "Why does BREAD rise?"),)
     (one,) = written(WriteQueries(), BREAD, writes(lambda _: says("why does bread rise")), shots)
@@ -131,7 +138,7 @@ def test_a_beginning_is_a_part_of_the_document(text: str, count: int) -> None:
 
 @pytest.mark.parametrize(
     "given",
-    [{"kinds": "poem"}, {"n": 0}, {"words": 0}, {"level": "chapter"}],
+    [{"kinds": "poem"}, {"kinds": "claim+claim"}, {"n": 0}, {"words": 0}, {"level": "chapter"}],
 )
 def test_what_makes_no_sense_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(SpecError, match="write"):

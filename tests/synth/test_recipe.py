@@ -66,6 +66,7 @@ def test_every_step_is_of_one_kind_and_has_a_text_of_its_own() -> None:
         ("random@5 >> write >> judge(poetry)", "poetry"),
         ("random@5 >> write(colour=red)", "colour"),
         ("random@5 >> write >> split(dev=1)", "dev and test"),
+        ("random@5 >> write >> mine >> split >> length >> mine", "before split"),
     ],
 )
 def test_mistakes_are_told(text: str, told: str) -> None:

@@ -135,6 +135,12 @@ def test_of_a_passage_that_was_cut_off_whole_sentences_stay(text: str, left: str
     )
 
 
+def test_what_cannot_be_shown_is_not_kept() -> None:
+    model = Model(["Salt\x00 is\ud800 it.\nAnd\tso on."], {"Salt  is  it.\nAnd\tso on.": 0.0})
+    ((_, text, _),) = added(run(Harder(n=1), example(), model))
+    assert text == "Salt  is  it.\nAnd\tso on."
+
+
 def test_a_query_that_no_source_answers() -> None:
     model = Model(
         ["why is dough sour", "why is dough white", "why is dough round"],
