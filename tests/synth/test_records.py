@@ -32,7 +32,14 @@ EXAMPLES = st.builds(
         max_size=3,
     ).map(tuple),
     verdicts=st.lists(
-        st.builds(Verdict, st.text(max_size=4), st.booleans(), st.none() | st.floats(0, 1))
+        st.builds(
+            Verdict,
+            stage=st.text(max_size=4),
+            passed=st.booleans(),
+            value=st.none() | st.floats(0, 1),
+            bound=st.none() | st.floats(0, 1),
+            note=st.text(max_size=4),
+        )
     ).map(tuple),
     calls=st.just((Calls("s", "p", "0", "m", {"seed": 1}, 2, {"ok": 2}, 3, 4, ("k", "l")),)),
     split=st.sampled_from(["", "train", "dev"]),
