@@ -26,7 +26,7 @@ for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "LLMRANK_BASE_URL", "LLMRANK_M
 
 # Speed is measured in benchmarks/, never asserted.
 settings.register_profile("llmrank", deadline=None)
-settings.register_profile("quick", deadline=None, max_examples=25)
+settings.register_profile("quick", deadline=None, max_examples=15)
 settings.load_profile("llmrank")
 
 

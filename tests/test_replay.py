@@ -23,6 +23,7 @@ def replayed(shared_data: Path) -> dict[str, Row]:
     return {row.name: row for row in rows(folder)}
 
 
+@pytest.mark.slow
 def test_every_recorded_run_that_has_a_log_is_reproduced(replayed: dict[str, Row]) -> None:
     assert len(replayed) == 33
     without_run = {name for name, row in replayed.items() if row.reproduced is None}
@@ -34,11 +35,13 @@ def test_every_recorded_run_that_has_a_log_is_reproduced(replayed: dict[str, Row
         assert (replayed[name].queries, replayed[name].reproduced) == (43, 43)
 
 
+@pytest.mark.slow
 def test_the_published_figure_comes_out(replayed: dict[str, Row]) -> None:
     row = replayed["BM25__rank_vicuna_7b_v1__top100__20230913T163610"]
     assert row.digits == pytest.approx(0.6682, abs=5e-5)
 
 
+@pytest.mark.slow
 def test_only_answers_in_another_form_are_read_differently(replayed: dict[str, Row]) -> None:
     """Digits of prose put the last passage first and cost; where there are none, all is equal."""
     assert {name: row.differing for name, row in replayed.items() if row.differing} == {

@@ -113,6 +113,7 @@ def test_two_runs_into_one_folder_at_once(session: Session, tmp_path: Path) -> N
     assert not theirs.exists()
 
 
+@pytest.mark.slow
 def test_the_map_is_of_documents_from_all_over_the_corpus(tmp_path: Path, session: Session) -> None:
     many = [Document(f"d{i}", f"number {i}") for i in range(3000)]
     world = _Drawing()

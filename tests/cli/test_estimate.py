@@ -13,6 +13,7 @@ from llmrank.cli.rerank import rerank
 from llmrank.cli.run import run
 from llmrank.errors import BackendError
 from tests.cli.conftest import Command
+from tests.effort import some
 from tests.judge import asked
 from tests.servers import MODEL, SPEAKERS, Server, speak
 
@@ -86,15 +87,17 @@ def test_a_pipe_gets_whole_lines(llmrank: Command, served: Data) -> None:
 
 @pytest.mark.parametrize(
     "method",
-    [
-        "prp(sliding=3)@8",
-        "setwise_bubblesort(k=3)@12",
-        "setwise(k=3)@12",
-        "tdpart(window=6, pivot=3)@20",
-        "psc(sliding(window=5, stride=3), samples=3)@10",
-        "yesno@15 >> prp(sliding=2)@5",
-        "passages(prp(sliding=2), words=8, overlap=2)@3",
-    ],
+    some(
+        [
+            "prp(sliding=3)@8",
+            "setwise_bubblesort(k=3)@12",
+            "setwise(k=3)@12",
+            "tdpart(window=6, pivot=3)@20",
+            "psc(sliding(window=5, stride=3), samples=3)@10",
+            "yesno@15 >> prp(sliding=2)@5",
+            "passages(prp(sliding=2), words=8, overlap=2)@3",
+        ]
+    ),
 )
 def test_what_is_sent_is_between_the_two(
     llmrank: Command, served: Data, server: Server, method: str
@@ -185,20 +188,22 @@ def paths(server: Server, path: str) -> int:
 
 @pytest.mark.parametrize(
     "pipeline",
-    [
-        "bm25@8",
-        "bm25@8 >> yesno@4",
-        "bm25 >> query2doc(n=3)",
-        "bm25@8 >> query2doc(n=2) >> sliding(window=4, stride=2)@8",
-        "bm25@20 >> grf(tasks=facts+news, prf=true) >> yesno@6 >> full@3",
-        "bm25@20 >> clarify",
-        "bm25 >> rm3 >> yesno@3",
-        "dense@5 >> hyde(n=2) >> yesno@5",
-        "dense@9",
-        "dense >> vector_prf",
-        "hybrid@7 >> subqueries >> yesno@7",
-        "dense@10 >> rerank_feedback(depth=6)",
-    ],
+    some(
+        [
+            "bm25@8",
+            "bm25@8 >> yesno@4",
+            "bm25 >> query2doc(n=3)",
+            "bm25@8 >> query2doc(n=2) >> sliding(window=4, stride=2)@8",
+            "bm25@20 >> grf(tasks=facts+news, prf=true) >> yesno@6 >> full@3",
+            "bm25@20 >> clarify",
+            "bm25 >> rm3 >> yesno@3",
+            "dense@5 >> hyde(n=2) >> yesno@5",
+            "dense@9",
+            "dense >> vector_prf",
+            "hybrid@7 >> subqueries >> yesno@7",
+            "dense@10 >> rerank_feedback(depth=6)",
+        ]
+    ),
 )
 def test_what_is_estimated_of_a_pipeline_is_what_is_sent(
     llmrank: Command, piped: Data, server: Server, tmp_path: Path, pipeline: str

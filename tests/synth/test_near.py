@@ -58,6 +58,7 @@ def test_many_one_word_texts_are_told_apart() -> None:
     assert index.seen("copy", "Word777!") == "777"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("least", [0.5, 0.7, 0.8, 0.9])
 def test_planted_near_duplicates_are_found_and_others_not(least: float) -> None:
     rng = Random(7)
