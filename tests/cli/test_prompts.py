@@ -7,6 +7,7 @@ import pytest
 
 from llmrank import prompts
 from tests.cli.conftest import Command
+from tests.effort import some
 
 
 def test_list(llmrank: Command) -> None:
@@ -18,7 +19,7 @@ def test_list(llmrank: Command) -> None:
     assert all(row["name"] in table.out for row in rows)
 
 
-@pytest.mark.parametrize("name", prompts.names())
+@pytest.mark.parametrize("name", some(prompts.names()))
 def test_show_prints_the_file_and_render_what_is_sent(llmrank: Command, name: str) -> None:
     assert llmrank("prompts", "show", name).out == prompts.path_of(name).read_text()
     given = ["--query", "why is it so", "--passage", "a first text", "--passage", "a second"]
@@ -48,7 +49,7 @@ def test_a_template_that_is_broken(llmrank: Command, tmp_path: Path) -> None:
     assert "mine.toml" in done.err
 
 
-@pytest.mark.parametrize("name", prompts.names())
+@pytest.mark.parametrize("name", some(prompts.names()))
 def test_show_and_render_as_json(llmrank: Command, name: str) -> None:
     shown = json.loads(llmrank("prompts", "show", name, "--json").out)
     assert (shown["name"], shown["sha256"]) == (name, prompts.load(name).sha256)

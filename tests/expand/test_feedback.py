@@ -360,6 +360,7 @@ class Raw:
         return self.search(weights, k)
 
 
+@pytest.mark.slow
 def test_rm3_on_cranfield_is_that_of_an_independent_account() -> None:
     folder = DATA / "cranfield"
     if not folder.is_dir():

@@ -301,6 +301,7 @@ def test_passages_are_analysed_as_english() -> None:
     assert score_passages("anything", ["", "the"]) == [0, 0]
 
 
+@pytest.mark.slow
 def test_published_figures_on_scifact() -> None:
     """BEIR's BM25 (Anserini, flat index): nDCG@10 .679, Recall@100 .925."""
     if not DATA.is_dir():
