@@ -38,6 +38,7 @@ from llmrank.synth import Calls, Example, Recipe, Shot, Step, parse
 from llmrank.synth.across import Guard
 from llmrank.synth.base import DocumentFilter, Stage, Writer
 from llmrank.synth.filters import Language
+from llmrank.synth.queries import WriteQueries
 from llmrank.synth.records import record, restored, whole
 from llmrank.synth.shots import NEEDS, Chosen, choose_shots
 from llmrank.types import Document, Tally
@@ -85,8 +86,13 @@ def first_stage_of(recipe: Recipe) -> str | None:
     return next((name for name, kinds in SEARCHES.items() if kinds == recipe.searches), None)
 
 
-def check_recipe(recipe: Recipe, world: Corpus) -> None:
-    """`InputError` where there is no index that a step needs, no test data to guard or no guard."""
+def check_recipe(recipe: Recipe, world: Corpus, shown: Sequence[Shot] = ()) -> None:
+    """`InputError` where there is no index that a step needs, no test data to guard or no guard.
+
+    Also where no writer shows the examples that are given.
+    """
+    if shown and not any(isinstance(writer, WriteQueries) for writer in recipe.writers):
+        raise InputError("no step shows the examples", remedy="write does; across has its own")
     if missing := recipe.searches - world.kinds:
         raise InputError(f"the recipe searches by {', '.join(sorted(missing))}; there is no index")
     guarded = any(isinstance(stage, Guard) for stage in recipe.stages)
@@ -121,7 +127,7 @@ def synthesize(
     started = time.time()
     world = world or Corpus()
     session.check(needs_of(recipe, choose=bool(choose)))
-    check_recipe(recipe, world)
+    check_recipe(recipe, world, shown)
     folder.check("recipe")
     with between(folder.path) as files:
         work = _Work(session, recipe, world, shown, files, progress)

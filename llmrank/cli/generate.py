@@ -13,7 +13,8 @@ import llmrank.cli.screen as screen
 import llmrank.cli.search as search
 
 if TYPE_CHECKING:
-    from llmrank.synth import HeldOut
+    from llmrank.api import Retriever
+    from llmrank.synth import HeldOut, Recipe
 
 UNNAMED = Path("runs/generate")
 RECIPE = "random@100 >> write >> length >> copied >> round_trip >> unique"
@@ -69,14 +70,10 @@ def generate(
     model = search.connected(settings, needs)
     embeds = any(needed.ask is Embed for needed in needs)
     shown = api.shots(examples) if examples else ()
-    test = _held_out(held_out, held_out_qrels)
+    test = _held_out(held_out, held_out_qrels, corpus)
     sources = {"corpus": corpus, "queries": held_out, "qrels": held_out_qrels}
-    retriever = None
-    if stage := api.recipe_first_stage(steps):
-        encoder, url = settings.encoder, settings.encoder_url
-        retriever = search.open_retriever(corpus, stage, index, encoder, url, how, texts=True)
-    world = api.Corpus(retriever, test)
-    api.check_recipe(steps, world)
+    world = api.Corpus(_retriever(steps, corpus, index, settings, how), test)
+    api.check_recipe(steps, world, shown)
     folder = RunFolder(out or UNNAMED)
     with (
         api.Session(settings, folder.journal(), model=model, embeds=embeds) as session,
@@ -97,15 +94,27 @@ def generate(
     screen.outcome(tally, session.sent, time.perf_counter() - started)
     for passed in funnel:
         screen.note(f"  {passed.kept:,} of {passed.came:,} {passed.step}")
-    if as_json:
-        typer.echo((folder.path / "summary.json").read_text(encoding="utf-8"), nl=False)
-    elif out is None:
-        typer.echo((folder.path / "examples.jsonl").read_text(encoding="utf-8"), nl=False)
+    if as_json or out is None:
+        printed = folder.path / ("summary.json" if as_json else "examples.jsonl")
+        typer.echo(printed.read_text(encoding="utf-8"), nl=False)
     api.demand(tally, max_failures)
 
 
-def _held_out(queries: str | None, qrels: str | None) -> HeldOut | None:
-    """Test queries, and the documents that are relevant to one of them."""
+def _retriever(
+    steps: Recipe, corpus: str, index: Path | None, settings: o.Settings, how: search.Searching
+) -> Retriever | None:
+    """What the recipe searches, if it does."""
+    from llmrank import api
+
+    stage = api.recipe_first_stage(steps)
+    if stage is None:
+        return None
+    encoder, url = settings.encoder, settings.encoder_url
+    return search.open_retriever(corpus, stage, index, encoder, url, how, texts=True)
+
+
+def _held_out(queries: str | None, qrels: str | None, corpus: str) -> HeldOut | None:
+    """Test queries, and the documents that are relevant to one of them, some in the corpus."""
     from llmrank import trec
     from llmrank.errors import InputError
     from llmrank.synth import HeldOut
@@ -116,4 +125,7 @@ def _held_out(queries: str | None, qrels: str | None) -> HeldOut | None:
         return None
     judged = trec.read_qrels(qrels) if qrels is not None else {}
     relevant = {name for grades in judged.values() for name, grade in grades.items() if grade > 0}
+    if relevant and all(document.id not in relevant for document in trec.read_corpus(corpus)):
+        told = "none of the documents that are relevant here is in the corpus"
+        raise InputError(told, path=qrels, remedy="give judgements of documents of this corpus")
     return HeldOut(tuple(trec.read_queries(queries)), frozenset(relevant))

@@ -230,11 +230,13 @@ def test_what_is_printed(llmrank: Command, served: list[object]) -> None:
         (["--model", "nosuch:x", "--base-url", ""], 3, "no kind of model"),
         (["--held-out-qrels", "docs"], 3, "--held-out"),
         (["--held-out", "missing"], 3, "missing"),
+        (["--held-out", "docs", "--held-out-qrels", "elsewhere"], 3, "is in the corpus"),
     ],
 )
 def test_mistakes_leave_nothing_behind(
     llmrank: Command, served: list[object], tmp_path: Path, given: list[str], code: int, told: str
 ) -> None:
+    (tmp_path / "elsewhere").write_text("q 0 a-document-of-another-corpus 1\n")
     before = set(tmp_path.iterdir())
     done = llmrank("generate", RECIPE, *served, *given, "--out", "a")
     assert (done.code, done.out) == (code, "")
@@ -301,3 +303,13 @@ def test_examples_are_chosen_by_the_model(
     few = llmrank("generate", "all >> write", *served, *given, "--choose", 5, "--out", "b")
     assert few.code == 3
     assert "cannot be chosen" in few.err
+
+
+def test_examples_that_nobody_shows_are_refused(
+    llmrank: Command, served: list[object], tmp_path: Path
+) -> None:
+    trec.write_jsonl(tmp_path / "shots", [{"document": "A shown text.", "query": "shown query"}])
+    done = llmrank("generate", "all >> across", *served, "--examples", "shots", "--out", "a")
+    assert (done.code, done.out) == (3, "")
+    assert "no step shows the examples" in done.err
+    assert not (tmp_path / "a").exists()
